@@ -1,0 +1,1 @@
+"""The EfficientAD timing protocol and its reports."""

@@ -1,0 +1,34 @@
+"""Visual anomaly detection on the edge: one small model per tile, quantised, streamed, measured.
+
+Importing this package loads numpy and nothing heavier; OpenCV and the inference engine come with the first `load`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from edge_ad.tiling import TileGrid
+
+if TYPE_CHECKING:
+    from edge_ad.runtime.detector import Detector, load
+    from edge_ad.runtime.result import Result
+
+__version__ = "0.1.0"
+__all__ = ["Detector", "Result", "TileGrid", "__version__", "load"]
+
+_LAZY = {
+    "load": "edge_ad.runtime.detector",
+    "Detector": "edge_ad.runtime.detector",
+    "Result": "edge_ad.runtime.result",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

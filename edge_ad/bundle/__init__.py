@@ -1,0 +1,1 @@
+"""The deployable artefact: manifest, reading, writing, integrity."""

@@ -1,0 +1,300 @@
+"""The manifest of a bundle: what is in it, how images go in, how maps and scores come out.
+
+Dataclasses mirror ``manifest.json`` field by field; `Manifest.to_json` and `Manifest.from_json` are exact inverses.
+Unknown or missing fields and wrong types are refused: a manifest is written by one release and read by another, and
+a guess between them would be a wrong verdict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from edge_ad.errors import ManifestError, UnknownSchemaError
+from edge_ad.setups import Setup
+
+SCHEMA_VERSION = 1
+
+
+class Format(StrEnum):
+    """Graph format, and with it the engine."""
+
+    OPENVINO = "openvino"
+    ONNX = "onnx"
+
+
+class Precision(StrEnum):
+    """Storage precision of a bundle's graphs. What is executed is a matter of the device: see `ExecutionPrecision`."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+class Role(StrEnum):
+    """What a graph does."""
+
+    SHARED = "shared"  # image -> features..., the same for every tile
+    HEAD = "head"  # image?, features... -> anomaly_map, pred_score
+
+
+class ScoreMerge(StrEnum):
+    """How tile scores become the image score."""
+
+    MEAN = "mean"
+    MAX = "max"
+
+
+class NormalisationStage(StrEnum):
+    """Where raw values are mapped so that 0.5 lies at the threshold."""
+
+    IMAGE = "image"  # merged values
+    TILE = "tile"  # every location by its own statistics before merging, then the merged values
+    NONE = "none"  # values stay raw
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the bundle. ``path`` is relative, with forward slashes."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph: its files (the first is the one to open) and what is known of its cost for one tile."""
+
+    role: Role
+    location: tuple[int, int] | None  # of the model; None for the shared graph
+    precision: Precision
+    files: tuple[FileEntry, ...]
+    parameters: int
+    flops: int  # multiply and add counted apart, batch 1
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What the camera must give. Graphs take uint8 NHWC RGB tiles; the runtime converts and resizes to `Setup`."""
+
+    color: str  # "rgb"
+    resize: str  # "area": cv2.INTER_AREA to shrink, cv2.INTER_LINEAR to enlarge
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How tiles become one result."""
+
+    score: ScoreMerge
+    seam_sigma_px: float
+    seam_band: float  # of the tile size; 0 switches seam smoothing off
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Raw values to [0, 1]: ``low`` maps to 0, ``threshold`` to 0.5, linearly, clipped.
+
+    Normal images lie between ``low`` and ``threshold``.
+    """
+
+    low: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Thresholds and scales, fitted on held-out normal images (or by F1-max where labelled data was given)."""
+
+    stage: NormalisationStage
+    rule: str  # how the thresholds were chosen, e.g. "sigma 3 on 12 held-out normal images"
+    score: Scale
+    map: Scale
+    tile_score: tuple[Scale, ...]  # one per tile in grid order at stage "tile", else empty
+    tile_map: tuple[Scale, ...]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """An image with its raw image score as the exporter computed it with this bundle's own graphs."""
+
+    label: str  # "normal" or "anomalous"
+    file: FileEntry
+    raw_score: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Trained model against exported graphs, over some images, at one execution precision."""
+
+    execution_precision: str  # what the engine ran: "f32", "bf16", ...
+    device: str
+    images: int
+    map_max_abs: float
+    map_max_rel: float  # of the reference map's range
+    score_max_abs: float
+    score_rank_correlation: float  # Spearman
+    label_flips: int
+
+
+@dataclass(frozen=True)
+class Method:
+    """What was trained."""
+
+    name: str
+    backbone: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the bundle comes from."""
+
+    created_utc: str  # ISO 8601
+    versions: dict[str, str]
+    seed: int
+    data_digest: str  # sha256 over the training images' digests
+    training_images: int
+    weights: str  # source of the pretrained weights
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything the runtime needs to know. See the module docstring."""
+
+    schema_version: int
+    format: Format
+    precision: Precision
+    method: Method
+    setup: Setup
+    input: InputSpec
+    merge: Merge
+    normalisation: Normalisation
+    graphs: tuple[Graph, ...]
+    golden: tuple[Golden, ...]
+    parity: tuple[Parity, ...]
+    parity_tolerance: float  # on score and map, relative to the reference's range; widens with precision
+    provenance: Provenance
+
+    @property
+    def shared(self) -> Graph | None:
+        """The extractor's graph, or None for a method without one."""
+        return next((graph for graph in self.graphs if graph.role is Role.SHARED), None)
+
+    @property
+    def heads(self) -> tuple[Graph, ...]:
+        """The head graphs in the order of ``setup.model_locations``."""
+        return tuple(graph for graph in self.graphs if graph.role is Role.HEAD)
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Every file but the manifest itself."""
+        return tuple(file for graph in self.graphs for file in graph.files) + tuple(g.file for g in self.golden)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers; `json.dumps` takes them as they are."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
+
+    @classmethod
+    def from_json(cls, value: Any) -> Manifest:
+        """The inverse of `to_json`.
+
+        Raises:
+            UnknownSchemaError: a schema_version this release does not read.
+            ManifestError: a field is missing, unknown, or of the wrong type; the message gives its path.
+        """
+        if not isinstance(value, dict) or "schema_version" not in value:
+            raise ManifestError("manifest.json: expected an object with schema_version")
+        version = value["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise UnknownSchemaError(
+                f"manifest.json: schema_version {version!r} is not the {SCHEMA_VERSION} this edge-ad reads; "
+                "export the bundle again, or install the edge-ad that made it"
+            )
+        manifest: Manifest = _parse(cls, value, "manifest.json")
+        manifest._check()
+        return manifest
+
+    def _check(self) -> None:
+        expected = self.setup.model_locations
+        if tuple(graph.location for graph in self.heads) != tuple(tuple(location) for location in expected):
+            raise ManifestError(
+                f"manifest.json: expected one head per model location {[location.name for location in expected]}, "
+                f"but got {[graph.location for graph in self.heads]}"
+            )
+        if sum(graph.role is Role.SHARED for graph in self.graphs) > 1:
+            raise ManifestError("manifest.json: more than one shared graph")
+        if any(not graph.files for graph in self.graphs):
+            raise ManifestError("manifest.json: a graph without files")
+        tiles = len(self.setup.grid) if self.normalisation.stage is NormalisationStage.TILE else 0
+        if len(self.normalisation.tile_score) != tiles or len(self.normalisation.tile_map) != tiles:
+            raise ManifestError(f"manifest.json: normalisation: expected {tiles} tile scales")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if isinstance(value, StrEnum):
+        return str(value)
+    return value
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """``value`` as the annotated type ``kind``: dataclass, enum, tuple, optional, dict, str, int or float."""
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _parse_dataclass(kind, value, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        (inner,) = (argument for argument in arguments if argument is not type(None))
+        return None if value is None else _parse(inner, value, where)
+    if origin is tuple:
+        return _parse_tuple(arguments, value, where)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ManifestError(f"{where}: expected an object, but got {value!r}")
+        return {str(key): _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        if value not in [str(member) for member in kind]:
+            raise ManifestError(f"{where}: expected one of {', '.join(kind)}, but got {value!r}")
+        return kind(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        raise ManifestError(f"{where}: expected {kind.__name__}, but got {value!r}")
+    if kind is float and not math.isfinite(value):
+        raise ManifestError(f"{where}: expected a finite number, but got {value!r}")
+    return value
+
+
+def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ManifestError(f"{where}: expected an object, but got {value!r}")
+    annotations = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    if missing := [name for name in names if name not in value]:
+        raise ManifestError(f"{where}: missing {', '.join(missing)}")
+    if unknown := [name for name in value if name not in names]:
+        raise ManifestError(f"{where}: unknown {', '.join(unknown)}")
+    return kind(**{name: _parse(annotations[name], value[name], f"{where}.{name}") for name in names})
+
+
+def _parse_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ManifestError(f"{where}: expected a list, but got {value!r}")
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return tuple(_parse(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if len(value) != len(arguments):
+        raise ManifestError(f"{where}: expected {len(arguments)} items, but got {len(value)}")
+    return tuple(
+        _parse(kind, item, f"{where}[{index}]") for index, (kind, item) in enumerate(zip(arguments, value, strict=True))
+    )

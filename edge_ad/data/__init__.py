@@ -1,0 +1,1 @@
+"""Dataset layouts, the decoded-image cache, the synthetic generator."""

@@ -1,0 +1,1 @@
+"""Metrics, thresholds, curves and result tables."""

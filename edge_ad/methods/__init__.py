@@ -1,0 +1,1 @@
+"""Anomaly detection methods, one per file: each a tile model and how to fit it (PyTorch)."""

@@ -1,0 +1,1 @@
+"""Lean inference: numpy, OpenCV for pixels, and one engine. Never torch."""

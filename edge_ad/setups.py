@@ -1,0 +1,115 @@
+"""Setups: how an image is cut into tiles, and whether the tiles share one model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from edge_ad.errors import InputError
+from edge_ad.tiling import Location, Size, TileGrid, format_size
+
+
+class Sharing(StrEnum):
+    """Who shares a tile model."""
+
+    LOCATION = "location"  # one model per tile location: an ensemble
+    ALL = "all"  # one model for all locations
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How an image is cut and whether models are shared.
+
+    Args:
+        name: one of `SETUPS`, or ``"custom"``.
+        image_size, tile_size, stride: (height, width), pixels.
+        sharing: one model per location, or one for all.
+    """
+
+    name: str
+    image_size: Size
+    tile_size: Size
+    stride: Size
+    sharing: Sharing
+
+    @property
+    def grid(self) -> TileGrid:
+        """The tile plan. Raises `GeometryError` where the sizes make none."""
+        return TileGrid(self.image_size, self.tile_size, self.stride)
+
+    @property
+    def model_locations(self) -> tuple[Location, ...]:
+        """Locations that have a model of their own; ``(Location(0, 0),)`` where one model serves all."""
+        return self.grid.locations if self.sharing is Sharing.LOCATION else (Location(0, 0),)
+
+    def model_of(self, location: Location) -> Location:
+        """The location whose model serves ``location``."""
+        return location if self.sharing is Sharing.LOCATION else Location(0, 0)
+
+    def tiles_of(self, model: Location) -> tuple[Location, ...]:
+        """The locations that the model of ``model`` serves, and trains on."""
+        return (model,) if self.sharing is Sharing.LOCATION else self.grid.locations
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} ({format_size(self.image_size)} image, {len(self.grid)} tiles of "
+            f"{format_size(self.tile_size)}, {len(self.model_locations)} models)"
+        )
+
+
+def _setup(name: str, image_px: int, tile_px: int, stride_px: int, sharing: Sharing) -> Setup:
+    return Setup(name, (image_px, image_px), (tile_px, tile_px), (stride_px, stride_px), sharing)
+
+
+# arXiv 2403.04932, section 4: single model, shared tiles, ensemble
+SETUPS = {
+    setup.name: setup
+    for setup in (
+        _setup("sm256", 256, 256, 256, Sharing.ALL),
+        _setup("sm512", 512, 512, 512, Sharing.ALL),
+        _setup("st4", 512, 256, 256, Sharing.ALL),
+        _setup("st9", 512, 256, 128, Sharing.ALL),
+        _setup("ens4", 512, 256, 256, Sharing.LOCATION),
+        _setup("ens9", 512, 256, 128, Sharing.LOCATION),
+    )
+}
+
+
+def make_setup(
+    name: str = "ens9",
+    *,
+    image_size: Size | None = None,
+    tile_size: Size | None = None,
+    stride: Size | None = None,
+    sharing: Sharing | None = None,
+) -> Setup:
+    """A named setup, or one with parts of it replaced (then named ``"custom"``).
+
+    A new tile size without a stride sets the stride to the tile size: no overlap.
+
+    >>> make_setup("ens9").grid.rows
+    3
+    >>> print(make_setup("ens9", image_size=(512, 1024), tile_size=(256, 512)))
+    custom (512x1024 image, 4 tiles of 256x512, 4 models)
+
+    Raises:
+        InputError: unknown name.
+        GeometryError: the sizes make no grid.
+    """
+    if name not in SETUPS:
+        raise InputError(f"unknown setup {name!r}; known: {', '.join(SETUPS)}")
+    named = SETUPS[name]
+    changes = {
+        "image_size": image_size,
+        "tile_size": tile_size,
+        "stride": stride if stride is not None else tile_size,
+        "sharing": sharing,
+    }
+    given = {key: value for key, value in changes.items() if value is not None}
+    if image_size is not None and named.tile_size == named.image_size and tile_size is None:
+        given |= {"tile_size": image_size, "stride": image_size}  # a single model stays one
+    if not given or all(getattr(named, key) == value for key, value in given.items()):
+        return named
+    setup = replace(named, name="custom", **given)  # type: ignore[arg-type]
+    setup.grid  # noqa: B018 - raises where the sizes make no grid
+    return setup

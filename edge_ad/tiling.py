@@ -1,0 +1,353 @@
+"""Where the tiles of an image lie, and how their anomaly maps become one again. numpy only.
+
+Symbols: H, W image height and width; h, w tile height and width; T number of tiles; B batch. Sizes are
+``(height, width)``. Tiles are numbered row by row.
+
+Source: Rolih et al., "Divide and Conquer: High-Resolution Industrial Anomaly Detection via Memory Efficient Tiled
+Ensemble", arXiv 2403.04932, section 3 (eq. 1-3). The tile at (row, col) covers rows ``[s_h * row, s_h * row + h)`` and
+columns likewise; where stride and tile do not match the image, it is zero-padded at bottom and right and the padding
+is removed after merging. Overlaps are averaged pixel by pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ad.errors import GeometryError, StrideTooLargeError, TileTooLargeError
+
+Size = tuple[int, int]
+
+SEAM_SIGMA_PX = 2.0
+SEAM_BAND = 0.1  # of the tile size, each side of a border
+_GAUSSIAN_TRUNCATE = 4.0  # sigmas kept each side, as in scipy.ndimage
+
+
+class Location(NamedTuple):
+    """Row and column of a tile in its grid, counted from the top left."""
+
+    row: int
+    col: int
+
+    @property
+    def name(self) -> str:
+        """File-name form.
+
+        >>> Location(0, 12).name
+        'r00_c12'
+        """
+        return f"r{self.row:02d}_c{self.col:02d}"
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """The tile plan of one image size. Immutable; everything derived from it is computed once.
+
+    Args:
+        image_size: (H, W) of the images, pixels.
+        tile_size: (h, w) of every tile, pixels; at most the image size.
+        stride: (rows, columns) from one tile to the next, pixels; at least 1, at most the tile size.
+
+    Raises:
+        TileTooLargeError: the image is smaller than a tile.
+        StrideTooLargeError: pixels between tiles would be skipped.
+        GeometryError: a size is not a pair of positive integers.
+
+    The paper's example, 512-px images in 256-px tiles with stride 128:
+
+    >>> grid = TileGrid((512, 512), (256, 256), (128, 128))
+    >>> len(grid), grid
+    (9, TileGrid 512x512 in 3x3 tiles of 256x256, stride 128x128, no padding)
+    """
+
+    image_size: Size
+    tile_size: Size
+    stride: Size
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "tile_size", "stride"):
+            size = getattr(self, name)
+            if len(size) != 2 or any(not isinstance(n, int) or n < 1 for n in size):
+                raise GeometryError(f"{name}: expected two positive integers (height, width), but got {size!r}")
+        for image_px, tile_px, stride_px, axis in zip(
+            self.image_size, self.tile_size, self.stride, ("height", "width"), strict=True
+        ):
+            if tile_px > image_px:
+                raise TileTooLargeError(
+                    f"image {axis} {image_px} px is smaller than the tile's {tile_px} px; "
+                    "use a smaller tile or a larger image size"
+                )
+            if stride_px > tile_px:
+                raise StrideTooLargeError(
+                    f"stride {stride_px} px exceeds the tile {axis} {tile_px} px and would skip pixels; "
+                    f"use a stride of at most {tile_px}"
+                )
+
+    def __repr__(self) -> str:
+        padding = "no padding" if self.padded_size == self.image_size else f"padded to {format_size(self.padded_size)}"
+        return (
+            f"TileGrid {format_size(self.image_size)} in {self.rows}x{self.cols} tiles of "
+            f"{format_size(self.tile_size)}, stride {format_size(self.stride)}, {padding}"
+        )
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of tile rows (eq. 2, on the padded image)."""
+        return _tiles_along(self.image_size[0], self.tile_size[0], self.stride[0])
+
+    @cached_property
+    def cols(self) -> int:
+        """Number of tile columns (eq. 2, on the padded image)."""
+        return _tiles_along(self.image_size[1], self.tile_size[1], self.stride[1])
+
+    @cached_property
+    def padded_size(self) -> Size:
+        """(H', W') after zero-padding at bottom and right: the smallest size >= (H, W) that the tiles fill."""
+        return (
+            (self.rows - 1) * self.stride[0] + self.tile_size[0],
+            (self.cols - 1) * self.stride[1] + self.tile_size[1],
+        )
+
+    @cached_property
+    def locations(self) -> tuple[Location, ...]:
+        """All tile locations, row by row."""
+        return tuple(Location(row, col) for row in range(self.rows) for col in range(self.cols))
+
+    def __len__(self) -> int:
+        return self.rows * self.cols
+
+    def window(self, location: Location) -> tuple[slice, slice]:
+        """(rows, columns) of one tile in the padded image (eq. 1).
+
+        >>> TileGrid((512, 512), (256, 256), (128, 128)).window(Location(0, 1))
+        (slice(0, 256, None), slice(128, 384, None))
+        """
+        row, col = location
+        if not (0 <= row < self.rows and 0 <= col < self.cols):
+            raise GeometryError(f"no tile {tuple(location)} in a grid of {self.rows}x{self.cols}")
+        top, left = row * self.stride[0], col * self.stride[1]
+        return slice(top, top + self.tile_size[0]), slice(left, left + self.tile_size[1])
+
+    def pad(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Zero-pad ``image`` (H, W) or (H, W, C) to `padded_size`; the same array where nothing is missing."""
+        if image.shape[:2] != self.image_size:
+            raise GeometryError(
+                f"expected an image of {format_size(self.image_size)}, but got {format_size(image.shape[:2])}"
+            )
+        if self.padded_size == self.image_size:
+            return image
+        bottom, right = (padded - size for padded, size in zip(self.padded_size, self.image_size, strict=True))
+        return np.pad(image, [(0, bottom), (0, right)] + [(0, 0)] * (image.ndim - 2))
+
+    def crop(self, image: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        """The tiles of ``image`` (H, W) or (H, W, C), row by row: views into it (or into its padded copy)."""
+        padded = self.pad(image)
+        for location in self.locations:
+            yield padded[self.window(location)]
+
+    def merge(self, maps: Sequence[NDArray[Any]] | NDArray[Any]) -> NDArray[np.float32]:
+        """Average tile maps, T of (..., h, w) in grid order, into one (..., H, W) float32 map, without smoothing."""
+        if len(maps) != len(self):
+            raise GeometryError(f"expected {len(self)} tile maps, but got {len(maps)}")
+        merger = MapMerger(self, batch_shape=np.shape(maps[0])[:-2])
+        for location, tile_map in zip(self.locations, maps, strict=True):
+            merger.add(location, tile_map)
+        return merger.result()
+
+    def borders(self, axis: int) -> tuple[int, ...]:
+        """Positions of the inner tile borders along ``axis`` (0: rows, 1: columns), ascending, inside the image.
+
+        Both edges of every tile count. Strips at multiples of the stride alone would miss the far edges of tiles
+        whose size is no multiple of the stride.
+
+        >>> TileGrid((656, 656), (256, 256), (200, 200)).borders(0)
+        (200, 256, 400, 456)
+        """
+        count = (self.rows, self.cols)[axis]
+        starts = {index * self.stride[axis] for index in range(count)}
+        ends = {start + self.tile_size[axis] for start in starts}
+        return tuple(sorted(border for border in starts | ends if 0 < border < self.image_size[axis]))
+
+    def seam_bands(self, axis: int, band: float = SEAM_BAND) -> tuple[tuple[int, int], ...]:
+        """Intervals [start, stop) of pixels within ``band`` x tile size of an inner border, merged and ascending."""
+        reach = int(band * self.tile_size[axis])
+        bands: list[tuple[int, int]] = []
+        for border in self.borders(axis):
+            start, stop = max(0, border - reach), min(self.image_size[axis], border + reach)
+            if start >= stop:
+                continue
+            if bands and start <= bands[-1][1]:
+                bands[-1] = (bands[-1][0], stop)
+            else:
+                bands.append((start, stop))
+        return tuple(bands)
+
+
+class MapMerger:
+    """Adds tile maps up as they come and gives back their average: one accumulator, no list of maps.
+
+    Args:
+        grid: the tile plan.
+        batch_shape: leading axes of every map, ``()`` for one image, ``(B,)`` for a batch.
+    """
+
+    def __init__(self, grid: TileGrid, batch_shape: tuple[int, ...] = ()) -> None:
+        self.grid = grid
+        self._total = np.zeros((*batch_shape, *grid.padded_size), np.float32)
+        self._inside = self._total[..., : grid.image_size[0], : grid.image_size[1]]
+        self._weight = _reciprocal_coverage(grid)
+        self._touched = np.zeros(len(grid), bool)
+
+    def add(self, location: Location, tile_map: NDArray[Any]) -> None:
+        """Add the map (..., h, w) of one tile. The first tile since the last `result` starts a new image."""
+        rows, cols = self.grid.window(location)
+        if not self._touched.any():
+            self._total.fill(0)
+        self._total[..., rows, cols] += tile_map
+        self._touched[location.row * self.grid.cols + location.col] = True
+
+    def result(self) -> NDArray[np.float32]:
+        """The averaged map (..., H, W), float32: a view that the next image overwrites.
+
+        Raises:
+            GeometryError: a tile is missing.
+        """
+        if not self._touched.all():
+            missing = [self.grid.locations[i].name for i in np.flatnonzero(~self._touched)]
+            raise GeometryError(f"no map was added for tile {', '.join(missing)}")
+        self._touched[:] = False
+        np.multiply(self._inside, self._weight, out=self._inside)
+        return self._inside
+
+
+class SeamSmoother:
+    """Gaussian smoothing of a merged map in the bands along inner tile borders, and nowhere else.
+
+    The blur is separable and linear, so each band is two small products with banded Gaussian matrices built once:
+    only the pixels that are written are computed. Borders of the image are mirrored ("reflect" in scipy.ndimage).
+
+    Args:
+        grid: the tile plan.
+        sigma_px: standard deviation of the Gaussian, pixels.
+        band: reach of the bands each side of a border, as a fraction of the tile size.
+
+    Source: arXiv 2403.04932, section 3.4: sigma 2, bands of 10 % of the tile size.
+    """
+
+    _BLOCK = 128  # output columns per product: keeps the banded matrices nearly square
+
+    def __init__(self, grid: TileGrid, sigma_px: float = SEAM_SIGMA_PX, band: float = SEAM_BAND) -> None:
+        self.grid = grid
+        height, width = grid.image_size
+        self._bands = [_blur_blocks(size, grid.seam_bands(axis, band), sigma_px)
+                       for axis, size in enumerate(grid.image_size)]
+        self._full = [_blur_blocks(size, _blocks(size, self._BLOCK), sigma_px) for size in (height, width)]
+
+    def __call__(self, anomaly_map: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Smooth the seams of ``anomaly_map`` (..., H, W) float32 in place and return it."""
+        row_strips = [(strip, self._blur(anomaly_map, [strip], self._full[1])) for strip in self._bands[0]]
+        col_strips = [(strip, self._blur(anomaly_map, self._full[0], [strip])) for strip in self._bands[1]]
+        for strip, blurred in row_strips:
+            anomaly_map[..., strip.start : strip.stop, :] = blurred
+        for strip, blurred in col_strips:
+            anomaly_map[..., :, strip.start : strip.stop] = blurred
+        return anomaly_map
+
+    @staticmethod
+    def _blur(source: NDArray[np.float32], rows: list[_BlurBlock], cols: list[_BlurBlock]) -> NDArray[np.float32]:
+        """Both passes for the pixels rows x cols, reading only the source pixels they need."""
+        lo, hi = cols[0].source.start, cols[-1].source.stop
+        tall = np.concatenate([block.matrix @ source[..., block.source, lo:hi] for block in rows], axis=-2)
+        return np.concatenate(
+            [tall[..., :, block.source.start - lo : block.source.stop - lo] @ block.matrix.T for block in cols], axis=-1
+        )
+
+
+class _BlurBlock(NamedTuple):
+    start: int
+    stop: int
+    source: slice  # pixels the block [start, stop) reads
+    matrix: NDArray[np.float32]  # (stop - start, len(source))
+
+
+def _blur_blocks(size: int, intervals: Sequence[tuple[int, int]], sigma_px: float) -> list[_BlurBlock]:
+    """Rows [start, stop) of the 1-D Gaussian blur matrix of ``size`` pixels, cut to the columns they use."""
+    matrix = gaussian_matrix(size, sigma_px)
+    reach = gaussian_radius(sigma_px)
+    blocks = []
+    for start, stop in intervals:
+        source = slice(max(0, start - reach), min(size, stop + reach))
+        block = np.ascontiguousarray(matrix[start:stop, source], dtype=np.float32)
+        blocks.append(_BlurBlock(start, stop, source, block))
+    return blocks
+
+
+def _blocks(size: int, block: int) -> list[tuple[int, int]]:
+    return [(start, min(start + block, size)) for start in range(0, size, block)]
+
+
+def gaussian_radius(sigma_px: float) -> int:
+    """Taps each side of the centre, as in scipy.ndimage with truncate=4.
+
+    >>> gaussian_radius(2.0), gaussian_radius(4.0)
+    (8, 16)
+    """
+    return int(_GAUSSIAN_TRUNCATE * sigma_px + 0.5)
+
+
+def gaussian_matrix(size: int, sigma_px: float) -> NDArray[np.float64]:
+    """(size, size) matrix of a 1-D Gaussian blur with mirrored ends ("reflect": the edge pixel is repeated).
+
+    ``gaussian_matrix(n, s) @ x`` equals ``scipy.ndimage.gaussian_filter1d(x, s, mode="reflect")``.
+    """
+    radius = gaussian_radius(sigma_px)
+    offsets = np.arange(-radius, radius + 1)
+    kernel = np.exp(-0.5 * (offsets / sigma_px) ** 2)
+    kernel /= kernel.sum()
+    rows = np.arange(size)[:, None]
+    cols = (rows + offsets) % (2 * size)  # reflection has period 2 * size: d c b a | a b c d | d c b a
+    cols = np.where(cols >= size, 2 * size - 1 - cols, cols)
+    matrix = np.zeros((size, size))
+    np.add.at(matrix, (np.broadcast_to(rows, cols.shape), cols), np.broadcast_to(kernel, cols.shape))
+    return matrix
+
+
+def parse_size(text: str) -> Size:
+    """Read ``"HxW"`` or one number for a square.
+
+    >>> parse_size("512x640"), parse_size("256")
+    ((512, 640), (256, 256))
+    """
+    parts = text.lower().split("x")
+    if not all(part.strip().isdecimal() for part in parts) or len(parts) not in (1, 2):
+        raise GeometryError(f"expected a size such as 512 or 512x640 (height x width), but got {text!r}")
+    height, width = int(parts[0]), int(parts[-1])
+    if height < 1 or width < 1:
+        raise GeometryError(f"expected a size of at least 1x1, but got {text!r}")
+    return height, width
+
+
+def format_size(size: Sequence[int]) -> str:
+    """The inverse of `parse_size`: ``"512x640"``."""
+    return "x".join(str(int(n)) for n in size)
+
+
+def _tiles_along(image_px: int, tile_px: int, stride_px: int) -> int:
+    return -(-(image_px - tile_px) // stride_px) + 1
+
+
+def _reciprocal_coverage(grid: TileGrid) -> NDArray[np.float32]:
+    """1 / number of tiles that cover each pixel, (H, W) float32; separable because the grid is."""
+    counts = []
+    for axis, size in enumerate(grid.padded_size):
+        count = np.zeros(size, np.int64)
+        for index in range((grid.rows, grid.cols)[axis]):
+            start = index * grid.stride[axis]
+            count[start : start + grid.tile_size[axis]] += 1
+        counts.append(count[: grid.image_size[axis]])
+    return (1.0 / np.outer(*counts)).astype(np.float32)

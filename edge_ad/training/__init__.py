@@ -1,0 +1,1 @@
+"""The ensemble trainer and the run folder it fills."""

@@ -1,0 +1,1 @@
+"""From a run folder to a bundle: ONNX, OpenVINO IR, quantisation, parity."""
