@@ -244,8 +244,9 @@ class SeamSmoother:
     def __init__(self, grid: TileGrid, sigma_px: float = SEAM_SIGMA_PX, band: float = SEAM_BAND) -> None:
         self.grid = grid
         height, width = grid.image_size
-        self._bands = [_blur_blocks(size, grid.seam_bands(axis, band), sigma_px)
-                       for axis, size in enumerate(grid.image_size)]
+        self._bands = [
+            _blur_blocks(size, grid.seam_bands(axis, band), sigma_px) for axis, size in enumerate(grid.image_size)
+        ]
         self._full = [_blur_blocks(size, _blocks(size, self._BLOCK), sigma_px) for size in (height, width)]
 
     def __call__(self, anomaly_map: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,21 +1,17 @@
 """The manifest of a bundle: what is in it, how images go in, how maps and scores come out.
 
 Dataclasses mirror ``manifest.json`` field by field; `Manifest.to_json` and `Manifest.from_json` are exact inverses.
-Unknown or missing fields and wrong types are refused: a manifest is written by one release and read by another, and
-a guess between them would be a wrong verdict.
+Unknown or missing fields and wrong types are refused.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import types
-import typing
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from edge_ad.errors import ManifestError, UnknownSchemaError
+from edge_ad.records import from_plain, to_plain
 from edge_ad.setups import Setup
 
 SCHEMA_VERSION = 1
@@ -75,6 +71,7 @@ class Graph:
     location: tuple[int, int] | None  # of the model; None for the shared graph
     precision: Precision
     files: tuple[FileEntry, ...]
+    keep_f32: bool  # execute in f32 even where the device's default is lower: distances lose their ranking in bf16
     parameters: int
     flops: int  # multiply and add counted apart, batch 1
 
@@ -198,7 +195,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers; `json.dumps` takes them as they are."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        plain: dict[str, Any] = to_plain(self)
         return plain
 
     @classmethod
@@ -217,7 +214,7 @@ class Manifest:
                 f"manifest.json: schema_version {version!r} is not the {SCHEMA_VERSION} this edge-ad reads; "
                 "export the bundle again, or install the edge-ad that made it"
             )
-        manifest: Manifest = _parse(cls, value, "manifest.json")
+        manifest: Manifest = from_plain(cls, value, "manifest.json", ManifestError)
         manifest._check()
         return manifest
 
@@ -235,66 +232,3 @@ class Manifest:
         tiles = len(self.setup.grid) if self.normalisation.stage is NormalisationStage.TILE else 0
         if len(self.normalisation.tile_score) != tiles or len(self.normalisation.tile_map) != tiles:
             raise ManifestError(f"manifest.json: normalisation: expected {tiles} tile scales")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    if isinstance(value, StrEnum):
-        return str(value)
-    return value
-
-
-def _parse(kind: Any, value: Any, where: str) -> Any:
-    """``value`` as the annotated type ``kind``: dataclass, enum, tuple, optional, dict, str, int or float."""
-    if kind is Any:
-        return value
-    if dataclasses.is_dataclass(kind):
-        return _parse_dataclass(kind, value, where)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        (inner,) = (argument for argument in arguments if argument is not type(None))
-        return None if value is None else _parse(inner, value, where)
-    if origin is tuple:
-        return _parse_tuple(arguments, value, where)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ManifestError(f"{where}: expected an object, but got {value!r}")
-        return {str(key): _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(kind, type) and issubclass(kind, StrEnum):
-        if value not in [str(member) for member in kind]:
-            raise ManifestError(f"{where}: expected one of {', '.join(kind)}, but got {value!r}")
-        return kind(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not kind:
-        raise ManifestError(f"{where}: expected {kind.__name__}, but got {value!r}")
-    if kind is float and not math.isfinite(value):
-        raise ManifestError(f"{where}: expected a finite number, but got {value!r}")
-    return value
-
-
-def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise ManifestError(f"{where}: expected an object, but got {value!r}")
-    annotations = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
-    if missing := [name for name in names if name not in value]:
-        raise ManifestError(f"{where}: missing {', '.join(missing)}")
-    if unknown := [name for name in value if name not in names]:
-        raise ManifestError(f"{where}: unknown {', '.join(unknown)}")
-    return kind(**{name: _parse(annotations[name], value[name], f"{where}.{name}") for name in names})
-
-
-def _parse_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise ManifestError(f"{where}: expected a list, but got {value!r}")
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return tuple(_parse(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-    if len(value) != len(arguments):
-        raise ManifestError(f"{where}: expected {len(arguments)} items, but got {len(value)}")
-    return tuple(
-        _parse(kind, item, f"{where}[{index}]") for index, (kind, item) in enumerate(zip(arguments, value, strict=True))
-    )
