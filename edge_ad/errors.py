@@ -100,6 +100,10 @@ class PixelFormatError(InputError):
     """Rank, dtype, channels or bit depth of a decoded image are not what was declared."""
 
 
+class UndefinedMetricError(InputError):
+    """A metric needs both normal and anomalous examples."""
+
+
 class TooFewImagesError(InputError):
     """Fewer images than the method, the held-out split or a statistic needs."""
 

@@ -1,8 +1,8 @@
 """PaDiM: a Gaussian per position of a frozen network's feature map, and the Mahalanobis distance to it.
 
-Source: Defard et al., "PaDiM: a Patch Distribution Modeling Framework", arXiv 2011.08785, section III. At position p, x_p
-are d channels drawn at random, once, from the concatenated maps of three layers; S_p is their covariance over the
-training tiles plus ``regularisation`` I, and the anomaly map is sqrt((x - m)^T S^-1 (x - m)), upsampled and smoothed.
+Source: Defard et al., "PaDiM: a Patch Distribution Modeling Framework", arXiv 2011.08785, section III. At position p,
+x_p are d channels drawn at random, once, from the concatenated maps of three layers; S_p is their covariance over the
+training tiles plus `REGULARISATION` I, and the anomaly map is sqrt((x - m)^T S^-1 (x - m)), upsampled and smoothed.
 
 Symbols: N tiles, P = h' x w' positions, d channels kept.
 """
@@ -59,8 +59,9 @@ class PadimHead(nn.Module):
 
         d^2 = (x - m)^T S^-1 (x - m) = w |x - m|^2 - |B (x - m)|^2,   rows of B: sqrt(w - 1 / l_k) v_k
 
-    Rows with l_k = min l vanish. N tiles span at most N - 1 directions and every other eigenvalue is the regularisation
-    itself, so min(N - 1, d - 1) rows are exact: one batched MatMul, half the bytes of S^-1 for 50 tiles, and no inverse.
+    Rows with l_k = min l vanish. N tiles span at most N - 1 directions and every other eigenvalue is the
+    regularisation itself, so min(N - 1, d - 1) rows are exact: one batched MatMul, half the bytes of S^-1 for 50
+    tiles, and no inverse.
     """
 
     mean: Tensor

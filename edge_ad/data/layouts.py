@@ -1,0 +1,318 @@
+"""How data sets are organised on disk, and which images of them are for what.
+
+========== =========================================================================================================
+layout     structure
+========== =========================================================================================================
+``mvtec``  ``train/good``, ``test/good``, ``test/<defect>``, ``ground_truth/<defect>/<stem>_mask.png``
+``loco``   as mvtec, plus ``validation/good``; ``ground_truth/<defect>/<stem>/*.png``, several masks per image
+``btad``   ``train/ok``, ``test/ok``, ``test/ko``, ``ground_truth/ko/<stem>.*``
+``visa``   ``split_csv/1cls.csv`` with columns object, split, label, image, mask
+``folder`` ``normal`` and optionally ``normal_test``, ``abnormal``, ``mask/<stem>.*``; or just images, all normal
+========== =========================================================================================================
+
+The root is the folder of one category, or the folder of several with the category named beside it.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ad.errors import (
+    DataNotFoundError,
+    EmptyDataError,
+    LayoutError,
+    MaskSizeError,
+    MaskWithoutImageError,
+    MissingMaskError,
+    NoNormalImagesError,
+)
+from edge_ad.imaging import IMAGE_SUFFIXES, image_files, read_mask, resize_mask
+from edge_ad.tiling import Size, format_size
+
+NORMAL = "good"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image: its file, whether it is anomalous (1) or normal (0), its kind of defect, its ground-truth masks."""
+
+    path: Path
+    label: int
+    defect: str = NORMAL
+    masks: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The images of one category.
+
+    Attributes:
+        name: category name.
+        train: normal images to fit on.
+        test: normal and anomalous images.
+        validation: normal images the layout itself holds out; empty for most.
+    """
+
+    name: str
+    train: tuple[Sample, ...]
+    test: tuple[Sample, ...] = ()
+    validation: tuple[Sample, ...] = ()
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the anomalous test images have ground truth."""
+        return any(sample.masks for sample in self.test)
+
+
+def read_masks(sample: Sample, image_size: Size, size: Size | None = None) -> NDArray[np.bool_]:
+    """The union of a sample's masks, bool, at ``size`` (nearest) or at its own; all False without masks.
+
+    Args:
+        image_size: (H, W) of the sample's image file.
+
+    Raises:
+        MaskSizeError: a mask is not of the image's size.
+    """
+    union = np.zeros(image_size, bool)
+    for path in sample.masks:
+        mask = read_mask(path)
+        if mask.shape != image_size:
+            raise MaskSizeError(
+                f"mask {path} is {format_size(mask.shape)}, but its image {sample.path.name} is "
+                f"{format_size(image_size)}; make them the same size"
+            )
+        union |= mask
+    return union if size is None else resize_mask(union, size)
+
+
+class Layout(Protocol):
+    """A way to organise a data set."""
+
+    def categories(self, root: Path) -> list[str]:
+        """Categories under ``root``; empty where ``root`` is itself one."""
+
+    def read(self, root: Path, category: str | None) -> Dataset:
+        """The images of one category. Raises the errors of `read_dataset`."""
+
+
+def read_dataset(root: str | Path, layout: str = "mvtec", category: str | None = None) -> Dataset:
+    """Find the images of a data set.
+
+    Raises:
+        DataNotFoundError: no such folder or category.
+        EmptyDataError: no image in it.
+        NoNormalImagesError: no normal training image.
+        LayoutError: unknown layout, another structure, or several categories and none named.
+        MaskWithoutImageError, MissingMaskError: masks and anomalous test images do not correspond.
+    """
+    if layout not in LAYOUTS:
+        raise LayoutError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
+    root = Path(root)
+    if not root.is_dir():
+        raise DataNotFoundError(f"data folder {root} not found")
+    dataset = LAYOUTS[layout].read(root, category)
+    if not dataset.train:
+        if not dataset.test and not any(_files(root)):
+            raise EmptyDataError(f"{root} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        raise NoNormalImagesError(f"{root}: no normal training image in layout {layout!r}; choose another --layout")
+    defective = [sample for sample in dataset.test if sample.label]
+    if dataset.has_masks and (bare := [sample for sample in defective if not sample.masks]):
+        raise MissingMaskError(
+            f"{len(bare)} of {len(defective)} anomalous test images have no mask, {bare[0].path} first; "
+            "add the masks, or remove them all to evaluate images only"
+        )
+    return dataset
+
+
+@dataclass(frozen=True)
+class FolderLayout:
+    """Layouts that are a matter of folder names.
+
+    Args:
+        train, normal_test, validation: folders of normal images.
+        test: folder with one sub-folder per kind, or None where ``defects`` names them.
+        defects: fixed folders of anomalous images by kind.
+        truth: folder of masks per kind; ``{kind}`` is replaced.
+        masks_of: the mask files of an image stem in such a folder.
+    """
+
+    train: str
+    normal_test: str
+    test: str | None
+    truth: str
+    masks_of: Callable[[Path, str], list[Path]]
+    defects: tuple[tuple[str, str], ...] = ()
+    validation: str | None = None
+
+    def categories(self, root: Path) -> list[str]:
+        """See `Layout.categories`."""
+        if (root / self.train).is_dir():
+            return []
+        return sorted(path.name for path in root.iterdir() if (path / self.train).is_dir())
+
+    def read(self, root: Path, category: str | None) -> Dataset:
+        """See `Layout.read`."""
+        base = self._base(root, category)
+        normal = partial(_samples, label=0)
+        anomalous: list[Sample] = []
+        for folder, kind in self._defects(base):
+            truth = base / self.truth.format(kind=kind)
+            samples = [Sample(path, 1, kind, tuple(self.masks_of(truth, path.stem))) for path in image_files(folder)]
+            _check_orphans(truth, samples)
+            anomalous += samples
+        return Dataset(
+            name=category or base.resolve().name,
+            train=normal(base / self.train),
+            test=(*normal(base / self.normal_test), *anomalous),
+            validation=normal(base / self.validation) if self.validation else (),
+        )
+
+    def _base(self, root: Path, category: str | None) -> Path:
+        names = self.categories(root)
+        if category is None:
+            if len(names) > 1:
+                raise LayoutError(f"{root} holds several categories ({', '.join(names)}); name one with --category")
+            return root / names[0] if names else root
+        if category in names:
+            return root / category
+        if not names and root.resolve().name == category:
+            return root
+        raise DataNotFoundError(f"no category {category!r} in {root}; there is {', '.join(names) or 'none'}")
+
+    def _defects(self, base: Path) -> list[tuple[Path, str]]:
+        if self.test is None:
+            return [(base / folder, kind) for folder, kind in self.defects if (base / folder).is_dir()]
+        test = base / self.test
+        if not test.is_dir():
+            return []
+        folders = sorted(path for path in test.iterdir() if path.is_dir())
+        return [(path, path.name) for path in folders if path != base / self.normal_test]
+
+
+class PlainLayout:
+    """``normal``, ``normal_test``, ``abnormal``, ``mask``; or images alone, all of them normal."""
+
+    _named = FolderLayout(
+        train="normal",
+        normal_test="normal_test",
+        test=None,
+        truth="mask",
+        masks_of=lambda truth, stem: _by_stem(truth, stem),
+        defects=(("abnormal", "abnormal"),),
+    )
+
+    def categories(self, root: Path) -> list[str]:
+        """See `Layout.categories`."""
+        return [] if image_files(root) else self._named.categories(root)
+
+    def read(self, root: Path, category: str | None) -> Dataset:
+        """See `Layout.read`."""
+        if category is None and not (root / "normal").is_dir() and image_files(root):
+            return Dataset(root.resolve().name, _samples(root, label=0))
+        return self._named.read(root, category)
+
+
+class VisaLayout:
+    """VisA's one-class split: paths in the csv are relative to the root."""
+
+    def categories(self, root: Path) -> list[str]:
+        """See `Layout.categories`."""
+        return sorted({row["object"] for row in self._rows(root)})
+
+    def read(self, root: Path, category: str | None) -> Dataset:
+        """See `Layout.read`."""
+        names = self.categories(root)
+        if category is None and len(names) == 1:
+            (category,) = names
+        if category is None:
+            raise LayoutError(f"{root} holds several categories ({', '.join(names)}); name one with --category")
+        if category not in names:
+            raise DataNotFoundError(f"no category {category!r} in {root}; there is {', '.join(names)}")
+        rows = [row for row in self._rows(root) if row["object"] == category]
+        train = tuple(self._sample(root, row) for row in rows if row["split"] == "train" and row["label"] == "normal")
+        test = tuple(self._sample(root, row) for row in rows if row["split"] == "test")
+        return Dataset(category, train, test)
+
+    @staticmethod
+    def _rows(root: Path) -> list[dict[str, str]]:
+        path = root / "split_csv" / "1cls.csv"
+        if not path.is_file():
+            raise LayoutError(f"{root} has no split_csv/1cls.csv; choose another --layout")
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        wanted = {"object", "split", "label", "image", "mask"}
+        if missing := wanted - set(reader.fieldnames or ()):
+            raise LayoutError(f"{path}: no column {', '.join(sorted(missing))}")
+        return rows
+
+    @staticmethod
+    def _sample(root: Path, row: dict[str, str]) -> Sample:
+        path = root / row["image"]
+        if not path.is_file():
+            raise DataNotFoundError(f"image {path} of split_csv/1cls.csv not found")
+        if row["label"] == "normal":
+            return Sample(path, 0)
+        masks = (root / row["mask"],) if row["mask"] else ()
+        return Sample(path, 1, "anomaly", masks)
+
+
+def _samples(folder: Path, label: int, defect: str = NORMAL) -> tuple[Sample, ...]:
+    return tuple(Sample(path, label, defect) for path in image_files(folder)) if folder.is_dir() else ()
+
+
+def _files(root: Path) -> Iterable[Path]:
+    return (path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _by_stem(folder: Path, *stems: str) -> list[Path]:
+    """The first file in ``folder`` called by one of ``stems``."""
+    for stem in stems:
+        for suffix in IMAGE_SUFFIXES:
+            if (folder / f"{stem}{suffix}").is_file():
+                return [folder / f"{stem}{suffix}"]
+    return []
+
+
+def _check_orphans(truth: Path, samples: list[Sample]) -> None:
+    used = {path for sample in samples for path in sample.masks}
+    present = set(_files(truth)) if truth.is_dir() else set()
+    if orphans := sorted(present - used):
+        raise MaskWithoutImageError(f"mask {orphans[0]} belongs to no test image; remove it or add the image")
+
+
+LAYOUTS: dict[str, Layout] = {
+    "mvtec": FolderLayout(
+        train="train/good",
+        normal_test="test/good",
+        test="test",
+        truth="ground_truth/{kind}",
+        masks_of=lambda truth, stem: _by_stem(truth, f"{stem}_mask", stem),
+    ),
+    "visa": VisaLayout(),
+    "loco": FolderLayout(
+        train="train/good",
+        normal_test="test/good",
+        test="test",
+        truth="ground_truth/{kind}",
+        masks_of=lambda truth, stem: image_files(truth / stem) if (truth / stem).is_dir() else [],
+        validation="validation/good",
+    ),
+    "btad": FolderLayout(
+        train="train/ok",
+        normal_test="test/ok",
+        test=None,
+        truth="ground_truth/{kind}",
+        masks_of=lambda truth, stem: _by_stem(truth, stem),
+        defects=(("test/ko", "ko"),),
+    ),
+    "folder": PlainLayout(),
+}

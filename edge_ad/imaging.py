@@ -1,0 +1,233 @@
+"""Files and frames to uint8 RGB: decoding, declared conversions, and the one resize. numpy and OpenCV.
+
+What is in a pixel is declared, never guessed from values: a dark image stays dark.
+
+Symbols: H, W image size. Sizes are ``(height, width)``.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ad import atomic
+from edge_ad.errors import ColorError, DataNotFoundError, FrameError, PixelFormatError, UnreadableImageError
+from edge_ad.tiling import Size
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
+
+
+class Color(StrEnum):
+    """Channel order of a frame."""
+
+    RGB = "rgb"
+    BGR = "bgr"
+    MONO = "mono"
+
+
+class Alpha(StrEnum):
+    """What to do with an alpha channel."""
+
+    DROP = "drop"
+    BLACK = "black"  # composite on black
+    WHITE = "white"  # composite on white
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """How image files become uint8 RGB.
+
+    Args:
+        bits: significant bits of 16-bit files (10 or 12 for many cameras); None: all 16. Eight-bit files have eight.
+        alpha: of files that have an alpha channel.
+    """
+
+    bits: int | None = None
+    alpha: Alpha = Alpha.DROP
+
+
+def read_image(path: Path, pixel_format: PixelFormat = PixelFormat()) -> NDArray[np.uint8]:  # noqa: B008 - frozen
+    """A JPEG, PNG, BMP or TIFF file as uint8 (H, W, 3) RGB.
+
+    Grey is repeated over three channels; 16 bits scale by 255 / (2^bits - 1), rounded. EXIF orientation is ignored:
+    pixels come as they are stored.
+
+    Raises:
+        UnreadableImageError: missing, empty, truncated, or no image.
+        PixelFormatError: float or other unusual pixels, or values beyond the declared bits.
+    """
+    decoded = _decode(Path(path))
+    if decoded.ndim == 3 and decoded.shape[2] in (2, 4):
+        decoded = _without_alpha(decoded, pixel_format.alpha)
+    try:
+        eight = to_uint8(decoded, (pixel_format.bits or 16) if decoded.dtype == np.uint16 else None)
+    except FrameError as error:
+        raise PixelFormatError(f"{path}: {error}") from error
+    if eight.ndim == 2:
+        return cv2.cvtColor(eight, cv2.COLOR_GRAY2RGB)
+    return cv2.cvtColor(eight, cv2.COLOR_BGR2RGB)
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """A ground-truth mask as bool (H, W): any channel above 0. Raises `UnreadableImageError`."""
+    decoded = _decode(Path(path))
+    if decoded.ndim == 3:
+        decoded = decoded[:, :, :3].max(2)
+    return decoded > 0
+
+
+def to_rgb(frame: NDArray[Any], color: Color | str, bits: int | None = None) -> NDArray[np.uint8]:
+    """A camera frame as uint8 (H, W, 3) RGB; the frame itself where it is that already.
+
+    Args:
+        frame: uint8 or uint16, (H, W, 3), or (H, W) for mono.
+        color: its channel order.
+        bits: significant bits of a uint16 frame (10, 12, 14, 16).
+
+    Raises:
+        ColorError: unknown colour order.
+        FrameError: rank, dtype or channels do not fit.
+    """
+    if color not in [str(known) for known in Color]:
+        raise ColorError(f"unknown color {color!r}; expected one of {', '.join(Color)}")
+    if not isinstance(frame, np.ndarray):
+        raise FrameError(f"expected a numpy array, but got {type(frame).__name__}")
+    expected = 2 if color == Color.MONO else 3
+    if frame.ndim != expected or (expected == 3 and frame.shape[2] != 3) or 0 in frame.shape:
+        shape = "(height, width)" if expected == 2 else "(height, width, 3)"
+        raise FrameError(f"expected a frame {shape} for color {str(color)!r}, but got shape {frame.shape}")
+    eight = to_uint8(frame, bits)
+    if color == Color.MONO:
+        return cv2.cvtColor(eight, cv2.COLOR_GRAY2RGB)
+    return eight if color == Color.RGB else cv2.cvtColor(eight, cv2.COLOR_BGR2RGB)
+
+
+def to_uint8(pixels: NDArray[Any], bits: int | None) -> NDArray[np.uint8]:
+    """``pixels`` in eight bits: uint8 as they are, uint16 of ``bits`` significant bits scaled and rounded.
+
+    Raises:
+        FrameError: another dtype, uint16 without ``bits``, or values beyond them.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype != np.uint16:
+        raise FrameError(f"expected uint8 or uint16 pixels, but got {pixels.dtype}; convert them first")
+    if bits is None or not 8 <= bits <= 16:
+        raise FrameError(f"expected the significant bits (8 to 16) of uint16 pixels, but got {bits}; declare bits")
+    largest = 2**bits - 1
+    if int(pixels.max(initial=0)) > largest:
+        raise FrameError(f"a pixel of {int(pixels.max())} exceeds the declared {bits} bits; declare more bits")
+    table = np.round(np.arange(largest + 1) * (255 / largest)).astype(np.uint8)
+    return table[pixels]
+
+
+def resize(image: NDArray[Any], size: Size) -> NDArray[Any]:
+    """``image`` (H, W) or (H, W, C) at ``size``: axes that shrink by area averaging, then axes that grow linearly.
+
+    The one resize of this project: training, calibration and inference see the same pixels. The same array where the
+    size is right already.
+    """
+    height, width = image.shape[:2]
+    smaller = (min(height, size[0]), min(width, size[1]))
+    if smaller != (height, width):
+        image = cv2.resize(image, smaller[::-1], interpolation=cv2.INTER_AREA)
+    if smaller != size:
+        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    return image
+
+
+def resize_mask(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
+    """``mask`` bool (H, W) at ``size``, by the nearest pixel."""
+    if mask.shape == size:
+        return mask
+    return cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT) > 0
+
+
+def resize_map(anomaly_map: NDArray[np.float32], size: Size) -> NDArray[np.float32]:
+    """``anomaly_map`` float32 (H, W) at ``size``, linearly."""
+    if anomaly_map.shape == size:
+        return anomaly_map
+    resized: NDArray[np.float32] = cv2.resize(anomaly_map, size[::-1], interpolation=cv2.INTER_LINEAR)
+    return resized
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files directly in ``folder``, in natural order (``img2`` before ``img10``).
+
+    Raises:
+        DataNotFoundError: no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataNotFoundError(f"folder {folder} not found")
+    return natural_sort(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def natural_sort(paths: Iterable[Path]) -> list[Path]:
+    """Paths by name, numbers in them by value."""
+    return sorted(paths, key=lambda path: [_part(part) for part in re.split(r"(\d+)", str(path))])
+
+
+def _part(text: str) -> tuple[int, int, str]:
+    return (0, int(text), text) if text.isdecimal() else (1, 0, text.lower())
+
+
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    """PNG bytes of uint8 (H, W, 3) RGB or (H, W) grey."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    _, encoded = cv2.imencode(".png", bgr)
+    return encoded.tobytes()
+
+
+def write_png(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write uint8 (H, W, 3) RGB or (H, W) grey as PNG, atomically. Raises `OutputWriteError`."""
+    atomic.write_bytes(path, encode_png(image))
+
+
+def _decode(path: Path) -> NDArray[Any]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImageError(f"{path}: {error.strerror or error}") from error
+    if not content:
+        raise UnreadableImageError(f"{path}: the file is empty")
+    _check_whole(path, content)
+    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if decoded is None:
+        raise UnreadableImageError(f"{path}: not a readable image; remove it or save it again")
+    return decoded
+
+
+def _check_whole(path: Path, content: bytes) -> None:
+    """OpenCV fills the missing part of a truncated JPEG or PNG with grey and says nothing: look for the end marks."""
+    if content.startswith(b"\xff\xd8"):
+        whole = b"\xff\xd9" in content[-2048:]  # cameras may append a few bytes after the end
+    elif content.startswith(b"\x89PNG\r\n\x1a\n"):
+        whole = b"IEND" in content[-1024:]
+    elif content.startswith(b"BM"):
+        whole = len(content) >= 14 and len(content) >= struct.unpack_from("<I", content, 2)[0]
+    elif content[:4] in (b"II*\0", b"MM\0*"):
+        whole = True  # strips lie anywhere in a TIFF; its decoder fails where one is missing
+    else:
+        raise UnreadableImageError(f"{path}: not a JPEG, PNG, BMP or TIFF file, whatever its name says")
+    if not whole:
+        raise UnreadableImageError(f"{path}: the file is truncated; copy it again")
+
+
+def _without_alpha(pixels: NDArray[Any], alpha: Alpha) -> NDArray[Any]:
+    colors, opacity = pixels[:, :, :-1], pixels[:, :, -1:].astype(np.float64)
+    if alpha is not Alpha.DROP:
+        largest = float(np.iinfo(pixels.dtype).max)
+        ground = largest if alpha is Alpha.WHITE else 0.0
+        weight = opacity / largest
+        colors = np.round(colors * weight + ground * (1 - weight)).astype(pixels.dtype)
+    return np.ascontiguousarray(colors[:, :, 0] if colors.shape[2] == 1 else colors)

@@ -1,0 +1,85 @@
+"""A run behind the runtime's `Detector`: torch sessions in place of an engine's, everything else the same code."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+from edge_ad.bundle.manifest import (
+    SCHEMA_VERSION,
+    Format,
+    InputSpec,
+    Manifest,
+    Merge,
+    Method,
+    Normalisation,
+    NormalisationStage,
+    Precision,
+    Provenance,
+    Scale,
+)
+from edge_ad.methods.tile_model import TileModel
+from edge_ad.runtime.detector import Detector
+from edge_ad.tiling import SEAM_BAND, SEAM_SIGMA_PX
+from edge_ad.training.run_folder import RunFolder
+from edge_ad.training.torch_graph import head_graph, shared_graph
+
+RAW = Normalisation(NormalisationStage.NONE, "none", Scale(0.0, 1.0), Scale(0.0, 1.0), (), ())
+_PACKAGES = ("edge-ad", "torch", "timm", "openvino", "nncf", "onnx", "onnxruntime", "numpy", "opencv-python-headless")
+
+
+def run_detector(
+    run: RunFolder, model: TileModel | None = None, *, normalisation: Normalisation | None = None, batch_size: int = 1
+) -> Detector:
+    """A detector that runs the trained torch model in float32 on the CPU.
+
+    Args:
+        run: all its heads must be there.
+        model: the run's method, where it is built already.
+        normalisation: `RAW` where None, so that thresholds can be fitted with it.
+        batch_size: images per call of `Detector.raw`.
+    """
+    model = model or run.model()
+    shared = shared_graph(model)
+    heads = [
+        head_graph(model, run.head(model, location), shared).session()
+        for location in run.settings.setup.model_locations
+    ]
+    return Detector(run_manifest(run, normalisation or RAW), shared.session(), heads, batch_size=batch_size)
+
+
+def run_manifest(run: RunFolder, normalisation: Normalisation) -> Manifest:
+    """The part of a bundle's manifest that a run decides; graphs, golden images and parity are the exporter's."""
+    settings = run.settings
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        format=Format.OPENVINO,
+        precision=Precision.FP32,
+        method=Method(settings.method, str(settings.config.get("backbone", "")), settings.config),
+        setup=settings.setup,
+        input=InputSpec(color="rgb", resize="area"),
+        merge=Merge(settings.score_merge, SEAM_SIGMA_PX, SEAM_BAND),
+        normalisation=normalisation,
+        graphs=(),
+        golden=(),
+        parity=(),
+        parity_tolerance=0.0,
+        provenance=Provenance(
+            created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions=_versions(),
+            seed=settings.seed,
+            data_digest=settings.data.digest,
+            training_images=len(settings.data.training),
+            weights=settings.weights,
+        ),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,196 @@
+"""The run folder: what training writes, and all that evaluation and export read.
+
+::
+
+    RUN/run.json                           settings, data, seed, versions: written first
+    RUN/extractor.safetensors              the frozen part, stored once
+    RUN/tile_models/r00_c00.safetensors    one head per tile model, written as soon as it is fitted
+    RUN/normalisation.json                 thresholds and scales, written last: a run with it is complete
+
+Every file is written atomically, so a run that was killed continues where it stopped. A run continues only with the
+settings it was begun with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from edge_ad import atomic
+from edge_ad.bundle.manifest import Normalisation, NormalisationStage, ScoreMerge
+from edge_ad.errors import IncompleteRunError, RunMismatchError, WrongWeightsError
+from edge_ad.imaging import PixelFormat
+from edge_ad.methods import create_model
+from edge_ad.methods.tile_model import TileModel
+from edge_ad.methods.weights import fill
+from edge_ad.records import from_plain, to_plain
+from edge_ad.setups import Setup
+from edge_ad.tiling import Location
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where the images come from, and which ones they were."""
+
+    root: str
+    layout: str
+    category: str | None
+    pixel_format: PixelFormat
+    digest: str  # over the decoded training images' file digests
+    training: tuple[str, ...]  # file digests of the images the heads are fitted on
+    held_out: tuple[str, ...]  # file digests of the normal images thresholds are fitted on
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that decides what a run computes."""
+
+    schema_version: int
+    method: str
+    config: dict[str, Any]
+    weights: str  # source of the extractor's weights
+    setup: Setup
+    seed: int
+    data: DataSource
+    score_merge: ScoreMerge
+    threshold_rule: str
+    normalisation_stage: NormalisationStage
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder whose settings are known to be those on disk."""
+
+    path: Path
+    settings: RunSettings
+
+    @classmethod
+    def begin(cls, path: Path, settings: RunSettings, model: TileModel) -> RunFolder:
+        """Start a run, or continue one that was begun with the same settings.
+
+        Raises:
+            RunMismatchError: ``path`` holds a run with other settings, or files of something else.
+            OutputWriteError: the folder cannot be written.
+        """
+        path = Path(path)
+        if (path / "run.json").exists():
+            run = cls.open(path)
+            if differences := _differences(to_plain(run.settings), to_plain(settings)):
+                raise RunMismatchError(
+                    f"{path} was made with other settings ({'; '.join(differences)}); "
+                    "choose another -o, or repeat the settings to continue it"
+                )
+            return run
+        if path.exists() and any(path.iterdir()):
+            raise RunMismatchError(f"{path} is not empty and not a run folder; choose another -o")
+        save_tensors(path / "extractor.safetensors", model.extractor.state_dict())
+        atomic.write_json(path / "run.json", to_plain(settings))
+        return cls(path, settings)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open an existing run. Raises `IncompleteRunError` where there is none, or run.json is damaged."""
+        path = Path(path)
+        try:
+            text = (path / "run.json").read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise IncompleteRunError(f"{path} is not a run folder: no run.json; make one with edge-ad train") from error
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise IncompleteRunError(f"{path}/run.json is damaged: {error}; train again") from error
+        return cls(path, from_plain(RunSettings, value, f"{path}/run.json", IncompleteRunError))
+
+    def head_path(self, location: Location) -> Path:
+        """File of one tile model's head."""
+        return self.path / "tile_models" / f"{location.name}.safetensors"
+
+    def missing(self) -> tuple[Location, ...]:
+        """Tile models still to be trained."""
+        return tuple(loc for loc in self.settings.setup.model_locations if not self.head_path(loc).exists())
+
+    @property
+    def has_normalisation(self) -> bool:
+        """Whether thresholds have been fitted."""
+        return (self.path / "normalisation.json").exists()
+
+    def write_head(self, location: Location, head: nn.Module) -> None:
+        """Store one fitted head."""
+        save_tensors(self.head_path(location), head.state_dict())
+
+    def write_normalisation(self, normalisation: Normalisation) -> None:
+        """Store thresholds and scales; the run is complete with them."""
+        atomic.write_json(self.path / "normalisation.json", to_plain(normalisation))
+
+    def normalisation(self) -> Normalisation:
+        """Raises `IncompleteRunError` where training has not finished."""
+        path = self.path / "normalisation.json"
+        if not path.exists() or self.missing():
+            names = ", ".join(location.name for location in self.missing()) or "thresholds"
+            raise IncompleteRunError(f"{self.path} is incomplete ({names} missing); run the same edge-ad train again")
+        normalisation: Normalisation = from_plain(
+            Normalisation, json.loads(path.read_text(encoding="utf-8")), str(path), IncompleteRunError
+        )
+        return normalisation
+
+    def model(self) -> TileModel:
+        """The method with the run's own extractor weights: nothing is downloaded."""
+        settings = self.settings
+        model = create_model(settings.method, settings.setup.tile_size, weights="none", **settings.config)
+        fill(model.extractor, load_tensors(self.path / "extractor.safetensors"), "extractor.safetensors")
+        model.weights_source = settings.weights
+        return model
+
+    def head(self, model: TileModel, location: Location) -> nn.Module:
+        """The fitted head of one tile model."""
+        return model.head_from_state(load_tensors(self.head_path(location)))
+
+
+def save_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, atomically. Raises `OutputWriteError`."""
+    contiguous = {key: value.contiguous() for key, value in state.items()}
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(contiguous, temporary)
+        except SafetensorError as error:  # safetensors wraps a full disk in its own error
+            raise OSError(str(error)) from error
+
+    atomic.write_file(path, write)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file of a run, memory-mapped. Raises `IncompleteRunError` or `WrongWeightsError`."""
+    if not path.is_file():
+        raise IncompleteRunError(f"{path} is missing; run the same edge-ad train again")
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise WrongWeightsError(
+            f"{path} is damaged: {error}; delete it and run the same edge-ad train again"
+        ) from error
+    for key, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise WrongWeightsError(f"{path}: {key!r} holds NaN or infinity; delete it and run edge-ad train again")
+    return state
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [text for key in keys for text in _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))]
+    if old == new:
+        return []
+    if isinstance(old, list) and len(str(old)) > 100:
+        return [f"{where} differs"]
+    return [f"{where}: {old!r} there, {new!r} here"]

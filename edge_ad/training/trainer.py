@@ -1,0 +1,172 @@
+"""The ensemble trainer: any method, location by location, in the memory of one tile model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ad.bundle.manifest import Normalisation, NormalisationStage, ScoreMerge
+from edge_ad.data.cache import CachedImages, open_cache
+from edge_ad.data.layouts import Dataset, Sample
+from edge_ad.errors import InputError, TooFewImagesError
+from edge_ad.imaging import PixelFormat
+from edge_ad.methods.tile_model import TileModel, TileStream
+from edge_ad.progress import Progress, no_progress
+from edge_ad.setups import Setup
+from edge_ad.tiling import Location
+from edge_ad.training.calibration import fit_normalisation
+from edge_ad.training.detector import run_detector
+from edge_ad.training.run_folder import SCHEMA_VERSION, DataSource, RunFolder, RunSettings
+
+HELD_OUT_FRACTION = 0.15
+MINIMUM_HELD_OUT = 2
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """Normal images at the setup's size, split in those heads are fitted on and those thresholds are fitted on.
+
+    Both are uint8 (n, H, W, 3) RGB.
+    """
+
+    fit: NDArray[np.uint8]
+    held_out: NDArray[np.uint8]
+    source: DataSource
+
+
+def hold_out(count: int, seed: int, fraction: float = HELD_OUT_FRACTION) -> tuple[list[int], list[int]]:
+    """(fit, held_out) indices of ``count`` images: a seeded draw, each part ascending.
+
+    >>> hold_out(6, seed=0)
+    ([0, 1, 3, 5], [2, 4])
+
+    Raises:
+        TooFewImagesError: less than `MINIMUM_HELD_OUT` images would be left on either side.
+        InputError: the fraction is not in (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"--held-out: expected a fraction between 0 and 1, but got {fraction}")
+    held = max(MINIMUM_HELD_OUT, math.floor(fraction * count + 0.5))
+    if count - held < MINIMUM_HELD_OUT:
+        raise TooFewImagesError(
+            f"{count} normal training images are too few: at least {2 * MINIMUM_HELD_OUT} are needed, "
+            f"{MINIMUM_HELD_OUT} to fit on and {MINIMUM_HELD_OUT} held out for the thresholds"
+        )
+    drawn = np.random.default_rng(seed).permutation(count)
+    return sorted(drawn[held:].tolist()), sorted(drawn[:held].tolist())
+
+
+def read_training_images(
+    dataset: Dataset,
+    setup: Setup,
+    *,
+    root: Path,
+    layout: str,
+    category: str | None,
+    seed: int,
+    held_out: float = HELD_OUT_FRACTION,
+    pixel_format: PixelFormat = PixelFormat(),  # noqa: B008 - frozen
+    progress: Progress = no_progress,
+) -> TrainingImages:
+    """Decode the training part of ``dataset`` once, and split it.
+
+    A layout with normal validation images of its own (MVTec LOCO) has those held out instead of a draw.
+    """
+
+    def cached(samples: tuple[Sample, ...]) -> CachedImages:
+        return open_cache(samples, setup.image_size, pixel_format, progress=progress)
+
+    train = cached(dataset.train)
+    if dataset.validation:
+        held = cached(dataset.validation)
+        fit_images, held_images = train.images, held.images
+        fit_digests, held_digests = train.digests, held.digests
+    else:
+        fit, out = hold_out(len(train.images), seed, held_out)
+        fit_images, held_images = train.images[fit], train.images[out]
+        fit_digests = tuple(train.digests[i] for i in fit)
+        held_digests = tuple(train.digests[i] for i in out)
+    source = DataSource(str(root), layout, category, pixel_format, train.digest, fit_digests, held_digests)
+    return TrainingImages(fit_images, held_images, source)
+
+
+@dataclass(frozen=True)
+class EnsembleTrainer:
+    """Fits every tile model of a run that is not there yet, one at a time.
+
+    Args:
+        run: where heads go; those already in it are kept.
+        model: the method.
+        images: what to fit on.
+        batch_size: tiles per forward pass of the extractor.
+        progress: told of every batch.
+    """
+
+    run: RunFolder
+    model: TileModel
+    images: TrainingImages
+    batch_size: int = 16
+    progress: Progress = no_progress
+
+    def train(self) -> None:
+        """Fit the missing heads, then the thresholds. A killed run continues at the location where it stopped."""
+        setup = self.run.settings.setup
+        for location in self.run.missing():
+            self.run.write_head(location, self.model.fit(self._tiles(setup, location)))
+        if not self.run.has_normalisation:
+            self.run.write_normalisation(self._normalisation())
+
+    def _tiles(self, setup: Setup, location: Location) -> TileStream:
+        tiles = setup.tiles_of(location)
+        total, done = len(self.images.fit) * len(tiles), 0
+
+        def on_batch(count: int) -> None:
+            nonlocal done
+            done += count
+            self.progress(done, total, f"fitting {location.name}")
+
+        return TileStream(self.images.fit, setup.grid, tiles, self.model.extract, self.batch_size, on_batch)
+
+    def _normalisation(self) -> Normalisation:
+        with run_detector(self.run, self.model) as detector:
+            return fit_normalisation(
+                detector,
+                self.images.held_out,
+                rule=self.run.settings.threshold_rule,
+                stage=self.run.settings.normalisation_stage,
+                progress=self.progress,
+            )
+
+
+def train(
+    model: TileModel,
+    setup: Setup,
+    images: TrainingImages,
+    output: Path,
+    *,
+    seed: int,
+    score_merge: ScoreMerge = ScoreMerge.MEAN,
+    threshold_rule: str = "sigma:3",
+    stage: NormalisationStage = NormalisationStage.IMAGE,
+    progress: Progress = no_progress,
+) -> RunFolder:
+    """Train, or finish training, the run at ``output``."""
+    settings = RunSettings(
+        schema_version=SCHEMA_VERSION,
+        method=model.name,
+        config=model.config,
+        weights=model.weights_source,
+        setup=setup,
+        seed=seed,
+        data=images.source,
+        score_merge=score_merge,
+        threshold_rule=threshold_rule,
+        normalisation_stage=stage,
+    )
+    run = RunFolder.begin(output, settings, model)
+    EnsembleTrainer(run, model, images, progress=progress).train()
+    return run

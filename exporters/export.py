@@ -1,0 +1,269 @@
+"""From a run folder to a bundle: convert, quantise, refit, prove, write.
+
+1. The shared extractor is converted once; for int8 it is quantised over tiles of all locations.
+2. For int8 every head is fitted anew on the quantised extractor's features; otherwise the trained heads are taken.
+3. Thresholds are fitted on the held-out images with the exported graphs themselves.
+4. The bundle is compared with the torch model, in float32 and in the device's default precision; the first comparison
+   gates the export.
+5. Two golden images let any machine prove itself later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edge_ad.atomic import staged_folder
+from edge_ad.bundle.files import file_entry, write_manifest
+from edge_ad.bundle.manifest import (
+    Format,
+    Golden,
+    Graph,
+    Manifest,
+    Normalisation,
+    Parity,
+    Precision,
+    Role,
+)
+from edge_ad.exporters import onnx_graph, openvino_ir
+from edge_ad.exporters.parity import (
+    RawOutputs,
+    check_accuracy,
+    check_parity,
+    compare,
+    plant_defects,
+    raw_outputs,
+)
+from edge_ad.exporters.quantisation import calibration_tiles, quantise
+from edge_ad.imaging import encode_png
+from edge_ad.methods.tile_model import Extract, TileModel, TileStream
+from edge_ad.progress import Progress, no_progress
+from edge_ad.runtime.detector import Detector, open_detector
+from edge_ad.runtime.session import ExecutionPrecision, Session
+from edge_ad.runtime.sessions import open_session
+from edge_ad.tiling import Location
+from edge_ad.training.calibration import fit_normalisation
+from edge_ad.training.detector import RAW, run_detector, run_manifest
+from edge_ad.training.run_folder import RunFolder
+from edge_ad.training.torch_graph import TorchGraph, head_graph, shared_graph
+from edge_ad.training.trainer import TrainingImages
+
+PARITY_IMAGES = 8  # normal ones; as many with a planted defect
+REFIT_BATCH = 8
+VERIFY_TOLERANCE = 0.02  # of the distance from low to threshold
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How a format converts a torch graph and writes the result; ``write`` returns the files, the one to open first."""
+
+    convert: Callable[[TorchGraph], Any]
+    write: Callable[..., tuple[Path, ...]]
+
+
+WRITERS = {
+    Format.OPENVINO: Writer(openvino_ir.convert, openvino_ir.write),
+    Format.ONNX: Writer(onnx_graph.convert, onnx_graph.write),
+}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the user may choose.
+
+    Args:
+        format, precision: of the graphs.
+        accuracy_drop: gate on image AUROC lost on planted defects, a fraction; None: not gated.
+        parity_tolerance: replaces the precision's own (`edge_ad.exporters.parity.TOLERANCES`).
+        overwrite: replace an existing bundle.
+    """
+
+    format: Format = Format.OPENVINO
+    precision: Precision = Precision.INT8
+    accuracy_drop: float | None = None
+    parity_tolerance: float | None = None
+    overwrite: bool = False
+
+
+def export_run(
+    run: RunFolder,
+    images: TrainingImages,
+    output: Path,
+    options: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
+    progress: Progress = no_progress,
+) -> Manifest:
+    """Write the bundle ``output`` of a complete run and return its manifest.
+
+    Args:
+        run: complete.
+        images: the run's own training images, or others to calibrate and refit on.
+
+    Raises:
+        IncompleteRunError: tile models or thresholds are missing.
+        ParityError, AccuracyDropError: a gate was not met; nothing is written.
+        OutputExistsError, OutputWriteError: see `staged_folder`.
+    """
+    trained = run.normalisation()
+    with staged_folder(Path(output), overwrite=options.overwrite) as stage:
+        model = run.model()
+        graphs = _write_graphs(stage, run, model, images, options, progress)
+        raw = replace(run_manifest(run, RAW), format=options.format, precision=options.precision, graphs=graphs)
+        with open_detector(stage, raw, precision=ExecutionPrecision.F32) as detector:
+            normalisation = fit_normalisation(
+                detector,
+                images.held_out,
+                rule=run.settings.threshold_rule,
+                stage=run.settings.normalisation_stage,
+                progress=progress,
+            )
+        manifest = _prove(
+            stage, run, model, replace(raw, normalisation=normalisation), trained, images, options, progress
+        )
+        write_manifest(stage, manifest)
+    return manifest
+
+
+def _write_graphs(
+    stage: Path, run: RunFolder, model: TileModel, images: TrainingImages, options: ExportOptions, progress: Progress
+) -> tuple[Graph, ...]:
+    writer, setup = WRITERS[options.format], run.settings.setup
+    (stage / "graphs").mkdir()
+    quantised = options.precision is Precision.INT8
+
+    def stream(locations: tuple[Location, ...], extract: Extract) -> TileStream:
+        return TileStream(images.fit, setup.grid, locations, extract, REFIT_BATCH)
+
+    shared = shared_graph(model)
+    converted = writer.convert(shared)
+    if quantised:
+        progress(0, 1, "quantising the extractor")
+        converted = quantise(converted, calibration_tiles(stream(setup.grid.locations, model.extract)), options.format)
+    graphs = [_write(stage, writer, converted, shared, Role.SHARED, None, options.precision)]
+
+    extract: Extract = model.extract
+    if quantised:
+        path = stage / graphs[0].files[0].path
+        extract = EngineExtract(
+            open_session(path, options.format, "CPU", precision=ExecutionPrecision.F32, batch_size=REFIT_BATCH),
+            model.feature_names,
+        )
+    for index, location in enumerate(setup.model_locations):
+        progress(index, len(setup.model_locations), f"exporting {location.name}")
+        head = model.fit(stream(setup.tiles_of(location), extract)) if quantised else run.head(model, location)
+        graph = head_graph(model, head, shared)
+        # Heads of an int8 bundle stay in float, stored in half precision
+        stored = Precision.FP16 if quantised else options.precision
+        graphs.append(_write(stage, writer, writer.convert(graph), graph, Role.HEAD, location, stored))
+    progress(1, 1, "exported")
+    if isinstance(extract, EngineExtract):
+        extract.session.close()
+    return tuple(graphs)
+
+
+def _write(
+    stage: Path,
+    writer: Writer,
+    converted: Any,
+    graph: TorchGraph,
+    role: Role,
+    location: Location | None,
+    precision: Precision,
+) -> Graph:
+    stem = stage / "graphs" / (location.name if location else "shared")
+    files = writer.write(converted, stem, half=precision is not Precision.FP32)
+    return Graph(
+        role=role,
+        location=tuple(location) if location else None,
+        precision=precision,
+        files=tuple(file_entry(stage, file.relative_to(stage).as_posix()) for file in files),
+        keep_f32=role is Role.HEAD,
+        parameters=graph.parameters,
+        flops=graph.flops(),
+    )
+
+
+class EngineExtract:
+    """Features by an exported extractor: what `TileStream` wants, from a session of fixed batch size."""
+
+    def __init__(self, session: Session, names: Sequence[str]) -> None:
+        self.session = session
+        self.names = names
+        self._buffer = np.zeros(session.inputs["image"].shape, np.uint8)
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Features of up to a batch of tiles uint8 (n, h, w, 3)."""
+        count = len(image)
+        self._buffer[:count] = image.numpy()
+        outputs = self.session.run({"image": self._buffer})
+        return tuple(torch.from_numpy(self.session.fetch(outputs[name])[:count].copy()) for name in self.names)
+
+
+def _prove(
+    stage: Path,
+    run: RunFolder,
+    model: TileModel,
+    manifest: Manifest,
+    trained: Normalisation,
+    images: TrainingImages,
+    options: ExportOptions,
+    progress: Progress,
+) -> Manifest:
+    """Add parity and golden images to ``manifest``, or raise where a gate is not met."""
+    normal = images.held_out[:PARITY_IMAGES]
+    probes = np.concatenate([normal, plant_defects(normal)])
+    progress(0, 3, "parity: torch")
+    with run_detector(run, model) as detector:
+        reference = raw_outputs(detector, probes)
+    results: dict[str, tuple[RawOutputs, Parity]] = {}
+    for step, precision in enumerate((ExecutionPrecision.F32, ExecutionPrecision.AUTO)):
+        progress(step + 1, 3, f"parity: {options.format} {precision}")
+        with open_detector(stage, manifest, precision=precision) as detector:
+            exported = raw_outputs(detector, probes)
+            parity = compare(
+                reference,
+                exported,
+                (trained.score, manifest.normalisation.score),
+                execution_precision=detector.precision,
+                device=detector.device,
+            )
+        results.setdefault(parity.execution_precision, (exported, parity))
+    exported, parity = next(iter(results.values()))
+    check_parity(parity, options.precision, options.parity_tolerance)
+    if options.accuracy_drop is not None:
+        check_accuracy(reference, exported, np.arange(len(probes)) >= len(normal), options.accuracy_drop)
+    progress(3, 3, "parity")
+    return replace(
+        manifest,
+        golden=_golden(stage, probes, exported, len(normal)),
+        parity=tuple(parity for _, parity in results.values()),
+        parity_tolerance=_verify_tolerance(results, manifest),
+    )
+
+
+def _golden(stage: Path, probes: NDArray[np.uint8], exported: RawOutputs, normal: int) -> tuple[Golden, ...]:
+    (stage / "golden").mkdir()
+    golden = []
+    for label, index in (("normal", 0), ("anomalous", normal + int(exported.scores[normal:].argmax()))):
+        relative = f"golden/{label}.png"
+        (stage / relative).write_bytes(encode_png(probes[index]))
+        golden.append(Golden(label, file_entry(stage, relative), float(exported.scores[index])))
+    return tuple(golden)
+
+
+def _verify_tolerance(results: dict[str, tuple[RawOutputs, Parity]], manifest: Manifest) -> float:
+    """How far a golden score may be off on another machine, in units of the score scale.
+
+    At least `VERIFY_TOLERANCE`, and twice what the device's default precision moved the scores here: verification
+    tells a broken device from a rounding one.
+    """
+    scale = manifest.normalisation.score
+    exact, *others = (outputs.scores for outputs, _ in results.values())
+    moved = max((float(np.abs(scores - exact).max()) for scores in others), default=0.0)
+    return max(VERIFY_TOLERANCE, 2 * moved / (scale.threshold - scale.low))

@@ -1,0 +1,88 @@
+"""Torch modules to ONNX."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+
+from edge_ad.training.torch_graph import TorchGraph
+
+OPSET = 18
+BATCH_AXIS = "batch"  # sessions fix this free dimension when they load
+_HALVED_FROM = 1024  # elements; below, an initializer is a scalar or a shape rather than a weight
+
+
+def convert(graph: TorchGraph) -> onnx.ModelProto:
+    """A checked onnx.ModelProto with the graph's tensor names, static sizes and a dynamic batch."""
+    batch = torch.export.Dim(BATCH_AXIS, min=1, max=1024)
+    with _quiet():
+        program = torch.onnx.export(
+            graph.module,
+            graph.example(batch_size=2),
+            input_names=[spec.name for spec in graph.inputs],
+            output_names=[spec.name for spec in graph.outputs],
+            dynamic_shapes=tuple({0: batch} for _ in graph.inputs),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None  # typed Optional for the exporter's other modes
+    model = program.model_proto
+    onnx.checker.check_model(model)
+    return model
+
+
+def write(model: onnx.ModelProto, stem: Path, *, half: bool) -> tuple[Path, ...]:
+    """Write one self-contained ``stem``.onnx (protobuf bounds it to 2 GB) and return it.
+
+    Args:
+        model: the graph; changed where ``half``.
+        stem: path without suffix.
+        half: store float32 weights in half precision, see `halve_storage`.
+    """
+    if half:
+        halve_storage(model)
+    path = stem.with_suffix(".onnx")
+    onnx.save_model(model, path, save_as_external_data=False)
+    return (path,)
+
+
+def halve_storage(model: onnx.ModelProto) -> None:
+    """Store float32 weights as float16 and cast them back where they are read: half the file, float32 arithmetic.
+
+    ONNX Runtime folds the casts when it loads. The arithmetic stays in float32 because its CPU provider has no half
+    precision convolution.
+    """
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or np.prod(tensor.dims) < _HALVED_FROM:
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), f"{name}.half"))
+        casts.append(onnx.helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter reports its progress on stdout and through warnings; stdout belongs to the data."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

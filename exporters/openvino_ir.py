@@ -1,0 +1,34 @@
+"""Torch modules to OpenVINO IR."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import openvino as ov
+
+from edge_ad.training.torch_graph import TorchGraph
+
+
+def convert(graph: TorchGraph) -> ov.Model:
+    """An openvino.Model with the graph's tensor names, static sizes and a dynamic batch."""
+    model = ov.convert_model(graph.module, example_input=graph.example(batch_size=2))
+    for port, spec in zip(model.inputs, graph.inputs, strict=True):
+        port.get_tensor().set_names({spec.name})
+    for port, spec in zip(model.outputs, graph.outputs, strict=True):
+        port.get_tensor().set_names({spec.name})
+    model.reshape({spec.name: ov.PartialShape([-1, *spec.shape[1:]]) for spec in graph.inputs})
+    return model
+
+
+def write(model: ov.Model, stem: Path, *, half: bool) -> tuple[Path, ...]:
+    """Write ``stem``.xml and .bin and return both.
+
+    Args:
+        model: the graph.
+        stem: path without suffix.
+        half: store float constants in half precision. openvino.save_model does so unless told otherwise, which would
+            make an "fp32" export something else.
+    """
+    path = stem.with_suffix(".xml")
+    ov.save_model(model, path, compress_to_fp16=half)
+    return path, path.with_suffix(".bin")

@@ -1,0 +1,123 @@
+"""Does the exported bundle compute what was trained? Maps, scores, ranks and labels against the torch model.
+
+The images are held-out normal ones, plus the same with a planted defect: among normal images alone all scores lie close
+together, and ranks would say nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ad.bundle.manifest import Parity, Precision, Scale
+from edge_ad.errors import AccuracyDropError, ParityError
+from edge_ad.runtime.detector import Detector
+
+# Largest error allowed, relative to the range of the reference's maps, and least rank correlation of scores. float32
+# engines reorder sums: 1e-6 is usual. Half-precision constants: 1e-3. Eight bits: a rounding of features in which the
+# distances are measured anew, so values move and their order must not.
+TOLERANCES = {
+    Precision.FP32: (1e-3, 0.999),
+    Precision.FP16: (1e-2, 0.99),
+    Precision.INT8: (0.25, 0.9),
+}
+
+
+@dataclass(frozen=True)
+class RawOutputs:
+    """Raw scores (n,) and maps (n, H, W) of a detector over some images."""
+
+    scores: NDArray[np.float32]
+    maps: NDArray[np.float32]
+
+
+def raw_outputs(detector: Detector, images: NDArray[np.uint8]) -> RawOutputs:
+    """Run ``images`` uint8 (n, H, W, 3) one by one."""
+    results = [detector.raw(image[None]) for image in images]
+    return RawOutputs(
+        np.concatenate([np.array(result.scores) for result in results]),
+        np.concatenate([np.array(result.maps) for result in results]),
+    )
+
+
+def plant_defects(images: NDArray[np.uint8], seed: int = 0) -> NDArray[np.uint8]:
+    """A copy of ``images`` (n, H, W, 3) with one defect each: a small patch from elsewhere in it, brighter or darker."""
+    rng = np.random.default_rng(seed)
+    planted = images.copy()
+    height, width = images.shape[1:3]
+    for image in planted:
+        h, w = (int(rng.integers(max(4, side // 32), max(5, side // 10))) for side in (height, width))
+        (top, from_top), (left, from_left) = rng.integers(0, height - h, 2), rng.integers(0, width - w, 2)
+        gain = rng.choice([0.5, 1.6])
+        patch = image[from_top : from_top + h, from_left : from_left + w] * gain
+        image[top : top + h, left : left + w] = np.clip(patch, 0, 255).astype(np.uint8)
+    return planted
+
+
+def compare(
+    reference: RawOutputs, exported: RawOutputs, scales: tuple[Scale, Scale], *, execution_precision: str, device: str
+) -> Parity:
+    """The parity of two detectors on the same images.
+
+    Args:
+        scales: score scale of either side; a label flips where one is at its threshold and the other is not.
+    """
+    span = float(np.ptp(reference.maps))
+    difference = np.abs(exported.maps - reference.maps)
+    labels = [outputs.scores >= scale.threshold for outputs, scale in zip((reference, exported), scales, strict=True)]
+    return Parity(
+        execution_precision=execution_precision,
+        device=device,
+        images=len(reference.scores),
+        map_max_abs=float(difference.max()),
+        map_max_rel=float(difference.max() / span) if span > 0 else float(difference.max()),
+        score_max_abs=float(np.abs(exported.scores - reference.scores).max()),
+        score_rank_correlation=rank_correlation(reference.scores, exported.scores),
+        label_flips=int((labels[0] != labels[1]).sum()),
+    )
+
+
+def rank_correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
+    """Spearman's correlation of (n,) and (n,) without ties; 1 where either is constant."""
+    ranks = [np.argsort(np.argsort(values)).astype(np.float64) for values in (a, b)]
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 1.0
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def check_parity(parity: Parity, precision: Precision, tolerance: float | None = None) -> None:
+    """Raise `ParityError` where maps or ranks differ by more than ``tolerance`` (of `TOLERANCES` where None)."""
+    allowed, least_rank = TOLERANCES[precision]
+    allowed = allowed if tolerance is None else tolerance
+    if not parity.map_max_rel <= allowed:
+        raise ParityError(
+            f"{precision} maps differ from the trained model's by {parity.map_max_rel:.2e} of their range, "
+            f"more than {allowed:g} (run in {parity.execution_precision}); "
+            "try another --precision, more calibration images, or state --parity-tolerance"
+        )
+    if parity.score_rank_correlation < least_rank:
+        raise ParityError(
+            f"{precision} scores rank {parity.images} images differently from the trained model "
+            f"(Spearman {parity.score_rank_correlation:.3f}, at least {least_rank} wanted); "
+            "try another --precision or more calibration images"
+        )
+
+
+def check_accuracy(
+    reference: RawOutputs, exported: RawOutputs, planted: NDArray[np.bool_], allowed: float
+) -> tuple[float, float]:
+    """Image AUROC of either side on images with (``planted``) and without a planted defect.
+
+    Raises:
+        AccuracyDropError: the exported side loses more than ``allowed``, a fraction (0.01 is one point).
+    """
+    from sklearn.metrics import roc_auc_score
+
+    before, after = (float(roc_auc_score(planted, outputs.scores)) for outputs in (reference, exported))
+    if before - after > allowed:
+        raise AccuracyDropError(
+            f"image AUROC on planted defects falls from {before:.4f} to {after:.4f}, more than --accuracy-drop {allowed}"
+        )
+    return before, after

@@ -1,0 +1,147 @@
+"""PaDiM against the textbook: numpy covariances, matrix inverses, scipy's Gaussian, torch's own upsampling."""
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+import torch.nn.functional as F
+
+from edge_ad.errors import BackboneError, InputError, NonFiniteValuesError, TooFewImagesError
+from edge_ad.methods import create_model
+from edge_ad.methods.padim import REGULARISATION, deflate
+from edge_ad.methods.smoothing import UpsampleSmooth
+from edge_ad.methods.tile_model import TileStream
+from edge_ad.tiling import Location, TileGrid
+
+GRID = TileGrid((64, 96), (32, 48), (32, 48))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return create_model("padim", GRID.tile_size, backbone="resnet18", weights="none", dimensions=11)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (7, 64, 96, 3), np.uint8)
+
+
+def stream(model, images, batch_size=3, locations=(Location(1, 0),)):
+    return TileStream(images, GRID, locations, model.extract, batch_size)
+
+
+def test_distance_is_the_mahalanobis_distance(model, images):
+    head = model.fit(stream(model, images))
+    rows, cols = GRID.window(Location(1, 0))
+    x = model.extract(torch.from_numpy(images[:, rows, cols].copy()))[0].numpy().astype(np.float64)
+    probe = model.extract(torch.from_numpy(255 - images[:2, rows, cols]))[0]
+    expected = np.empty((2, *model.positions))
+    for i, j in np.ndindex(*model.positions):
+        mean, covariance = x[:, :, i, j].mean(0), np.cov(x[:, :, i, j].T) + REGULARISATION * np.eye(11)
+        y = probe[:, :, i, j].numpy() - mean
+        expected[:, i, j] = np.sqrt(np.einsum("nd,de,ne->n", y, np.linalg.inv(covariance), y))
+    expected = np.stack(
+        [
+            scipy.ndimage.gaussian_filter(
+                F.interpolate(torch.from_numpy(m)[None, None], size=GRID.tile_size, mode="bilinear")[0, 0].numpy(), 4.0
+            )
+            for m in expected
+        ]
+    )
+    with torch.no_grad():
+        anomaly_map, score = head(probe)
+    # float32 against float64 through w|y|^2 - |By|^2: 1e-5 measured, 1e-3 allowed
+    np.testing.assert_allclose(anomaly_map[:, 0].numpy(), expected, rtol=1e-3)
+    np.testing.assert_allclose(score.numpy(), expected.max((1, 2)), rtol=1e-3)
+
+
+def test_the_batch_size_does_not_matter(model, images):
+    one, all_at_once = model.fit(stream(model, images, 1)), model.fit(stream(model, images, 7))
+    torch.testing.assert_close(one.mean, all_at_once.mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(one.weight, all_at_once.weight, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("samples", "rank"), [(5, 4), (40, 12)])
+def test_deflation_is_exact(samples, rank):
+    rng = np.random.default_rng(0)
+    covariance = np.stack([np.cov(rng.normal(size=(13, samples))) for _ in range(3)])
+    weight, directions = (value.numpy() for value in deflate(torch.from_numpy(covariance), rank))
+    inverse = weight[:, None, None] * np.eye(13) - directions.swapaxes(1, 2) @ directions
+    np.testing.assert_allclose(inverse, np.linalg.inv(covariance + REGULARISATION * np.eye(13)), atol=2e-3)
+
+
+def test_rank_is_what_the_tiles_can_span(model, images):
+    assert model.fit(stream(model, images)).directions.shape == (8 * 12, 6, 11)
+    many = stream(model, images, locations=GRID.locations)  # 28 tiles
+    assert model.fit(many).directions.shape == (8 * 12, 10, 11)
+
+
+def test_a_planted_defect_scores_higher(model):
+    rng = np.random.default_rng(1)
+    texture = rng.integers(0, 256, (64, 96, 3))
+    normal = np.clip(texture + rng.normal(0, 4, (20, 64, 96, 3)), 0, 255).astype(np.uint8)
+    defective = normal[16:].copy()
+    defective[:, 40:50, 10:20] = 255
+    head = model.fit(stream(model, normal[:16]))
+    rows, cols = GRID.window(Location(1, 0))
+    scores = [head(*model.extract(torch.from_numpy(x[:, rows, cols].copy())))[1] for x in (normal[16:], defective)]
+    assert scores[0].max() < scores[1].min()
+
+
+def test_a_head_comes_back_bit_for_bit(model, images):
+    head = model.fit(stream(model, images))
+    again = model.head_from_state(head.state_dict())
+    probe = torch.rand(2, 11, 8, 12)
+    for a, b in zip(head(probe), again(probe), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_seed_chooses_the_channels():
+    models = [
+        create_model("padim", (32, 32), backbone="resnet18", weights="none", dimensions=50, seed=seed)
+        for seed in (1, 1, 2)
+    ]
+    buffers = [torch.cat([b + i * 1000 for i, b in enumerate(_channels(m))]) for m in models]
+    assert torch.equal(buffers[0], buffers[1])
+    assert not torch.equal(buffers[0], buffers[2])
+
+
+def _channels(model):
+    return [getattr(model.extractor, f"channels_{i}") for i in range(3)]
+
+
+def test_the_embedding_replicates_deeper_maps(model):
+    image = torch.randint(0, 256, (2, 32, 48, 3), dtype=torch.uint8)
+    maps = model.extractor.backbone(image)
+    whole = torch.cat([m.repeat_interleave(8 // m.shape[2], 2).repeat_interleave(12 // m.shape[3], 3) for m in maps], 1)
+    starts = np.cumsum([0, 64, 128])
+    index = torch.cat([c + int(s) for c, s in zip(_channels(model), starts, strict=True)])
+    assert torch.equal(model.extract(image)[0], whole[:, index])
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "sigma"), [((5, 7), (20, 21), 4.0), ((16, 16), (16, 16), 1.0), ((3, 4), (12, 16), 0)]
+)
+def test_upsample_smooth_is_interpolate_then_gaussian(source, target, sigma):
+    maps = torch.rand(2, 1, *source)
+    expected = F.interpolate(maps, size=target, mode="bilinear", align_corners=False).numpy()
+    if sigma:
+        expected = scipy.ndimage.gaussian_filter(expected, (0, 0, sigma, sigma))
+    np.testing.assert_allclose(UpsampleSmooth(source, target, sigma)(maps).numpy(), expected, atol=1e-6)
+
+
+def test_errors(model, images):
+    with pytest.raises(TooFewImagesError, match="PaDiM needs at least 2 training tiles, but got 1"):
+        model.fit(stream(model, images[:1]))
+    broken = TileStream(images, GRID, GRID.locations, lambda image: (torch.full((len(image), 11, 8, 12), torch.nan),))
+    with pytest.raises(NonFiniteValuesError, match="NaN or infinite"):
+        model.fit(broken)
+    with pytest.raises(BackboneError, match=r"has no module layer9; it has act1 \(stride 2\), layer1 \(stride 4\)"):
+        create_model("padim", (32, 32), backbone="resnet18", weights="none", layers=("layer1", "layer9"))
+    with pytest.raises(BackboneError, match="backbone 'resnet99' cannot be built"):
+        create_model("padim", (32, 32), backbone="resnet99", weights="none")
+    with pytest.raises(BackboneError, match="tile size 40x32 is no multiple of the stride 16"):
+        create_model("padim", (40, 32), backbone="resnet18", weights="none")
+    with pytest.raises(InputError, match="unknown method 'padme'; known: padim"):
+        create_model("padme", (32, 32))
