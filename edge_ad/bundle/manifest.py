@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from edge_ad.errors import ManifestError, UnknownSchemaError
+from edge_ad.errors import GeometryError, ManifestError, UnknownSchemaError
 from edge_ad.records import from_plain, to_plain
 from edge_ad.setups import Setup
 
@@ -219,7 +219,12 @@ class Manifest:
         return manifest
 
     def _check(self) -> None:
-        expected = self.setup.model_locations
+        """What the types alone do not say."""
+        try:
+            expected = self.setup.model_locations
+            tiles = len(self.setup.grid) if self.normalisation.stage is NormalisationStage.TILE else 0
+        except GeometryError as error:
+            raise ManifestError(f"manifest.json.setup: {error}") from error
         if tuple(graph.location for graph in self.heads) != tuple(tuple(location) for location in expected):
             raise ManifestError(
                 f"manifest.json: expected one head per model location {[location.name for location in expected]}, "
@@ -229,6 +234,15 @@ class Manifest:
             raise ManifestError("manifest.json: more than one shared graph")
         if any(not graph.files for graph in self.graphs):
             raise ManifestError("manifest.json: a graph without files")
-        tiles = len(self.setup.grid) if self.normalisation.stage is NormalisationStage.TILE else 0
-        if len(self.normalisation.tile_score) != tiles or len(self.normalisation.tile_map) != tiles:
+        if (self.input.color, self.input.resize) != ("rgb", "area"):
+            raise ManifestError(f"manifest.json.input: expected color rgb and resize area, but got {self.input}")
+        if not (self.merge.seam_sigma_px > 0 and 0 <= self.merge.seam_band <= 1):
+            raise ManifestError(
+                f"manifest.json.merge: expected seam_sigma_px > 0 and seam_band in [0, 1]: {self.merge}"
+            )
+        norm = self.normalisation
+        for scale in (norm.score, norm.map, *norm.tile_score, *norm.tile_map):
+            if scale.low >= scale.threshold:
+                raise ManifestError(f"manifest.json.normalisation: expected low < threshold, but got {scale}")
+        if len(norm.tile_score) != tiles or len(norm.tile_map) != tiles:
             raise ManifestError(f"manifest.json: normalisation: expected {tiles} tile scales")

@@ -1,0 +1,426 @@
+"""The detector: frames in, verdicts out. Tiles stream through the sessions and their maps into one accumulator.
+
+Symbols: B batch, H, W image size, h, w tile size, T tiles.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ad.bundle.files import read_bundle
+from edge_ad.bundle.manifest import Graph, Manifest, Normalisation, NormalisationStage, ScoreMerge
+from edge_ad.errors import BundleError, FrameError, InferenceError, InputError
+from edge_ad.imaging import Color, resize, to_rgb
+from edge_ad.runtime.normalisation import normalise, rescale
+from edge_ad.runtime.result import Result
+from edge_ad.runtime.session import ExecutionPrecision, Session, TensorSpec
+from edge_ad.runtime.sessions import open_session
+from edge_ad.runtime.stopwatch import Stopwatch
+from edge_ad.runtime.stream import Capture, Drop
+from edge_ad.tiling import Location, MapMerger, SeamSmoother, Size
+
+Choice = TypeVar("Choice", bound=StrEnum)
+Tensors = dict[str, tuple[tuple[int, ...], str]]  # name: (shape without the batch axis, dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class RawResult:
+    """Merged outputs of a batch, before they are scaled to [0, 1]. It owns its arrays.
+
+    Attributes:
+        scores: (B,) float32 image scores.
+        maps: (B, H, W) float32 merged maps, seams smoothed.
+        tile_scores: (B, T) float32 as the tile models gave them, in grid order.
+        timings_ms: milliseconds: wait (for other threads), tiles (crops), infer, merge, seams, post, total.
+    """
+
+    scores: NDArray[np.float32]
+    maps: NDArray[np.float32]
+    tile_scores: NDArray[np.float32]
+    timings_ms: Mapping[str, float]
+
+
+class Detector:
+    """Runs a bundle's graphs on frames. Make one with `load`.
+
+    Safe to use from several threads: a lock lets one call run at a time. For parallel work load one per thread.
+
+    Args:
+        manifest: what to do with inputs and outputs.
+        shared: session of the extractor, or None for a method without one.
+        heads: sessions of the tile models in the order of ``manifest.setup.model_locations``.
+        batch_size: largest number of images in one call of `raw`, the sessions' own batch size.
+
+    Attributes:
+        grid: the tile plan.
+        dropped: frames that gave way in the latest `stream`.
+
+    Raises:
+        BundleError: inputs or outputs of a session are not those of the manifest's tiles.
+    """
+
+    def __init__(
+        self, manifest: Manifest, shared: Session | None, heads: Sequence[Session], *, batch_size: int = 1
+    ) -> None:
+        setup = manifest.setup
+        self.manifest = manifest
+        self.grid = setup.grid
+        self.batch_size = batch_size
+        self.dropped = 0
+        self.shared = shared
+        self.heads = dict(zip(setup.model_locations, heads, strict=True))
+        _check_graphs(shared, self.heads, self.grid.tile_size)
+        self._tile = np.zeros((batch_size, *self.grid.tile_size, 3), np.uint8)
+        self._scaled = np.zeros((batch_size, *self.grid.tile_size), np.float32)
+        self._tile_scores = np.zeros((batch_size, len(self.grid)), np.float32)
+        self._merger = MapMerger(self.grid, (batch_size,))
+        merge = manifest.merge
+        has_seams = merge.seam_band > 0 and len(self.grid) > 1
+        self._smooth = SeamSmoother(self.grid, merge.seam_sigma_px, merge.seam_band) if has_seams else None
+        self._lock = threading.RLock()
+        self._closed = threading.Event()  # shared with the copies of `with_normalisation`
+
+    @property
+    def image_size(self) -> Size:
+        """(H, W) that every frame is resized to."""
+        return self.manifest.setup.image_size
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """The extractor's session, where there is one, then the heads'."""
+        return (*([self.shared] if self.shared else []), *self.heads.values())
+
+    @property
+    def device(self) -> str:
+        """What the graphs run on, as the engine reports it; joined by "+" where they differ."""
+        return "+".join(dict.fromkeys(session.device for session in self.sessions))
+
+    @property
+    def precision(self) -> str:
+        """What the float parts run in, as the engine reports it; the extractor's + the heads' where they differ."""
+        return "+".join(dict.fromkeys(session.precision for session in self.sessions))
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        return (
+            f"Detector({manifest.method.name} {manifest.setup}, {manifest.precision} {manifest.format} "
+            f"on {self.device} in {self.precision}, batch {self.batch_size})"
+        )
+
+    def __call__(
+        self,
+        frame: NDArray[Any],
+        *,
+        color: Color | str,
+        bits: int | None = None,
+        frame_id: int | str | None = None,
+    ) -> Result:
+        """Inspect one frame.
+
+        Args:
+            frame: (height, width, 3), or (height, width) for ``color="mono"``; uint8, or uint16 with ``bits``. Any
+                size: it is resized to `image_size`.
+            color: ``"rgb"``, ``"bgr"`` (OpenCV) or ``"mono"``. Declared, never guessed.
+            bits: significant bits of a uint16 frame (10, 12, 16).
+            frame_id: passed into the result.
+
+        Raises:
+            FrameError, ColorError: the frame is not what was declared.
+            InferenceError: the engine failed or gave NaN or infinity, or the detector is closed.
+        """
+        watch = Stopwatch()
+        rgb = to_rgb(frame, color, bits)
+        watch.lap("convert")
+        image = resize(rgb, self.image_size)
+        watch.lap("resize")
+        raw = self._raw(image[None], watch)
+        score, raw_map = float(raw.scores[0]), raw.maps[0]
+        norm = self.manifest.normalisation
+        if norm.stage is NormalisationStage.NONE:
+            pred_score, anomaly_map = score, raw_map.copy()
+            is_anomalous, mask = score >= norm.score.threshold, raw_map >= np.float32(norm.map.threshold)
+        else:
+            pred_score, anomaly_map = float(normalise(raw.scores, norm.score)[0]), normalise(raw_map, norm.map)
+            is_anomalous, mask = pred_score >= 0.5, anomaly_map >= 0.5
+        watch.lap("post")
+        return Result(
+            pred_score=pred_score,
+            pred_label=is_anomalous,
+            anomaly_map=anomaly_map,
+            pred_mask=mask,
+            raw_score=score,
+            raw_map=raw_map,
+            tile_scores=raw.tile_scores[0],
+            original_size=(rgb.shape[0], rgb.shape[1]),
+            timings_ms=watch.stop(),
+            frame_id=frame_id,
+            is_normalised=norm.stage is not NormalisationStage.NONE,
+        )
+
+    def raw(self, images: NDArray[np.uint8]) -> RawResult:
+        """Merged scores and maps of ``images`` uint8 (B, H, W, 3) RGB at `image_size`, 1 <= B <= `batch_size`.
+
+        The step that benchmarks time: from images in host memory to maps as numpy arrays. At normalisation stage
+        "tile" the tiles are scaled before they are merged.
+
+        Raises:
+            FrameError: not such images.
+            InferenceError: the engine failed or gave NaN or infinity, or the detector is closed.
+        """
+        return self._raw(images, Stopwatch())
+
+    def tiles(self, images: NDArray[np.uint8]) -> Iterator[tuple[Location, NDArray[np.float32], NDArray[np.float32]]]:
+        """Per tile its location, scores (B,) and maps (B, h, w) as the model gave them: views, valid for that step.
+
+        Args and errors as in `raw`.
+        """
+        with self._lock:
+            for location, scores, maps in self._run_tiles(images, Stopwatch()):
+                yield location, scores[: len(images)], maps[: len(images)]
+
+    def stream(
+        self,
+        frames: Iterable[NDArray[Any]],
+        *,
+        color: Color | str,
+        bits: int | None = None,
+        drop: Drop | str = Drop.NEVER,
+        queue_size: int = 4,
+    ) -> Generator[Result]:
+        """Results of ``frames`` in order; a thread captures the next frames while one is inspected.
+
+        Args:
+            frames: any iterable of frames, each an array of its own. ``frame_id`` of the results counts them from 0.
+            color, bits: as for one frame.
+            drop: what gives way when frames come faster than results: ``"never"`` (the source waits), ``"oldest"``
+                or ``"newest"`` of those in the queue. `dropped` counts them.
+            queue_size: frames that may wait.
+
+        Closing the generator stops the thread. An exception of the source is raised here, after the results of the
+        frames before it.
+
+        Raises:
+            InputError: ``drop`` or ``queue_size`` is out of range.
+        """
+        capture = Capture(frames, _choice(Drop, drop), queue_size)
+
+        def results() -> Generator[Result]:
+            with capture:
+                for frame_id, frame in capture:
+                    self.dropped = capture.dropped
+                    yield self(frame, color=color, bits=bits, frame_id=frame_id)
+                self.dropped = capture.dropped
+
+        return results()
+
+    def with_normalisation(self, normalisation: Normalisation) -> Detector:
+        """The same detector with other thresholds. They share sessions and lock: closing one closes both."""
+        other = copy.copy(self)
+        other.manifest = replace(self.manifest, normalisation=normalisation)
+        other._merger = MapMerger(self.grid, (self.batch_size,))
+        return other
+
+    def close(self) -> None:
+        """Free the sessions, once the call in progress has ended. Idempotent."""
+        with self._lock:
+            self._closed.set()
+            for session in self.sessions:
+                session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _raw(self, images: NDArray[np.uint8], watch: Stopwatch) -> RawResult:
+        with self._lock:
+            watch.lap("wait")
+            norm = self.manifest.normalisation
+            by_tile = norm.stage is NormalisationStage.TILE
+            scaled_scores = np.empty_like(self._tile_scores)
+            try:
+                for index, (location, scores, maps) in enumerate(self._run_tiles(images, watch)):
+                    self._tile_scores[:, index] = scores
+                    scaled_scores[:, index] = rescale(scores, norm.tile_score[index]) if by_tile else scores
+                    scaled = rescale(maps, norm.tile_map[index], out=self._scaled) if by_tile else maps
+                    self._merger.add(location, scaled)
+                    watch.lap("merge")
+            except BaseException:
+                self._merger = MapMerger(self.grid, (self.batch_size,))  # the old one holds part of this image
+                raise
+            count = len(images)
+            merged = self._merger.result()[:count]
+            watch.lap("merge")
+            if self._smooth:
+                self._smooth(merged)
+            watch.lap("seams")
+            reduce = np.mean if self.manifest.merge.score is ScoreMerge.MEAN else np.max
+            scores = reduce(scaled_scores[:count], axis=1)
+            maps, tile_scores = merged.copy(), self._tile_scores[:count].copy()
+            watch.lap("post")
+            return RawResult(scores, maps, tile_scores, watch.stop())
+
+    def _run_tiles(
+        self, images: NDArray[np.uint8], watch: Stopwatch
+    ) -> Iterator[tuple[Location, NDArray[np.float32], NDArray[np.float32]]]:
+        """As `tiles`, for a whole batch: entries from ``len(images)`` on mean nothing."""
+        self._check_images(images)
+        for location in self.grid.locations:
+            tile = self._cut(images, location)
+            watch.lap("tiles")
+            head = self.heads[self.manifest.setup.model_of(location)]
+            feeds = {"image": tile, **(self.shared.run({"image": tile}) if self.shared else {})}
+            outputs = head.run({name: feeds[name] for name in head.inputs})
+            scores, maps = head.fetch(outputs["pred_score"]), head.fetch(outputs["anomaly_map"])[:, 0]
+            watch.lap("infer")
+            # A sum is finite where every term is: one pass instead of a mask.
+            if not np.isfinite(scores[: len(images)].sum() + maps[: len(images)].sum()):
+                raise InferenceError(
+                    f"tile {location.name}: the model gave NaN or infinity on {head.device} in {head.precision}"
+                )
+            yield location, scores, maps
+
+    def _cut(self, images: NDArray[np.uint8], location: Location) -> NDArray[np.uint8]:
+        """The tile (batch_size, h, w, 3) at ``location``: zero where it reaches over the image's edge.
+
+        A view where it is contiguous already (one tile, a full batch), else a copy in the detector's buffer.
+        """
+        rows, cols = self.grid.window(location)
+        tile = images[:, rows, cols]  # slices end at the image's edge
+        count, height, width, _ = tile.shape
+        if tile.shape == self._tile.shape and tile.flags.carray:
+            return tile
+        if (height, width) != self.grid.tile_size:
+            self._tile.fill(0)
+        self._tile[:count, :height, :width] = tile
+        return self._tile
+
+    def _check_images(self, images: NDArray[np.uint8]) -> None:
+        if self._closed.is_set():
+            raise InferenceError("this detector is closed; load the bundle again")
+        expected = (*self.image_size, 3)
+        if images.dtype != np.uint8 or images.shape[1:] != expected or not 1 <= len(images) <= self.batch_size:
+            raise FrameError(
+                f"expected 1 to {self.batch_size} images uint8 of {expected}, but got {images.dtype} {images.shape}"
+            )
+
+
+def load(
+    bundle: str | Path,
+    device: str = "CPU",
+    *,
+    precision: ExecutionPrecision | str = ExecutionPrecision.AUTO,
+    batch_size: int = 1,
+    threads: int | None = None,
+    cache_dir: str | Path | None = None,
+    score_merge: ScoreMerge | str | None = None,
+) -> Detector:
+    """Open a bundle on a device. Every file is checked against the manifest first; all heads stay loaded.
+
+    Args:
+        bundle: the bundle's folder.
+        device: see `edge_ad.runtime.devices`.
+        precision: the float parts are executed in. ``"auto"``: the device's default, but f32 for the graphs whose
+            numbers do not bear less (`Graph.keep_f32`); anything else holds for every graph.
+        batch_size, threads, cache_dir: see `edge_ad.runtime.sessions.open_session`.
+        score_merge: ``"mean"`` or ``"max"`` in place of the bundle's own, for which the thresholds were fitted.
+
+    Raises:
+        BundleError: the bundle is not whole or was changed; see `read_bundle` for its kinds.
+        EngineMissingError, DeviceNotFoundError, DeviceFallbackError, UnsupportedPrecisionError: cannot run here.
+        InputError: an argument is out of range.
+        InferenceError: the engine cannot read or compile a graph.
+    """
+    found = read_bundle(bundle)
+    manifest = found.manifest
+    if score_merge is not None:
+        manifest = replace(manifest, merge=replace(manifest.merge, score=_choice(ScoreMerge, score_merge)))
+    return open_detector(
+        found.path,
+        manifest,
+        device,
+        precision=_choice(ExecutionPrecision, precision),
+        batch_size=batch_size,
+        threads=threads,
+        cache_dir=None if cache_dir is None else Path(cache_dir),
+    )
+
+
+def open_detector(
+    path: Path,
+    manifest: Manifest,
+    device: str = "CPU",
+    *,
+    precision: ExecutionPrecision = ExecutionPrecision.AUTO,
+    batch_size: int = 1,
+    threads: int | None = None,
+    cache_dir: Path | None = None,
+) -> Detector:
+    """`load` without the checks of the bundle: ``manifest``'s graphs as they lie in the folder ``path``."""
+    with ExitStack() as opened:  # closes what was opened where a later graph cannot be
+
+        def session(graph: Graph) -> Session:
+            keep_f32 = graph.keep_f32 and precision is ExecutionPrecision.AUTO
+            session = open_session(
+                path / graph.files[0].path,
+                manifest.format,
+                device,
+                precision=ExecutionPrecision.F32 if keep_f32 else precision,
+                batch_size=batch_size,
+                threads=threads,
+                cache_dir=cache_dir,
+            )
+            opened.callback(session.close)
+            return session
+
+        shared = session(manifest.shared) if manifest.shared else None
+        heads = [session(graph) for graph in manifest.heads]
+        detector = Detector(manifest, shared, heads, batch_size=batch_size)
+        opened.pop_all()
+        return detector
+
+
+def _check_graphs(shared: Session | None, heads: Mapping[Location, Session], tile_size: Size) -> None:
+    """Do the graphs fit together and the tiles? Batch axes are the sessions' own matter."""
+    given: Tensors = {"image": ((*tile_size, 3), "uint8")}
+    wanted: Tensors = {"anomaly_map": ((1, *tile_size), "float32"), "pred_score": ((), "float32")}
+    if shared:
+        _check_tensors("the shared graph", "input", shared.inputs, given)
+        given |= {name: (spec.shape[1:], spec.dtype) for name, spec in shared.outputs.items()}
+    for location, head in heads.items():
+        _check_tensors(f"head {location.name}", "input", head.inputs, given)
+        _check_tensors(f"head {location.name}", "output", head.outputs, wanted)
+        if missing := wanted.keys() - head.outputs.keys():
+            raise BundleError(f"head {location.name}: no output {', '.join(sorted(missing))}")
+
+
+def _check_tensors(graph: str, kind: str, specs: Mapping[str, TensorSpec], known: Tensors) -> None:
+    for name, spec in specs.items():
+        if name not in known:
+            raise BundleError(f"{graph}: unknown {kind} {name}; expected some of {', '.join(known)}")
+        if (spec.shape[1:], spec.dtype) != known[name]:
+            shape, dtype = known[name]
+            raise BundleError(
+                f"{graph}: expected {kind} {name} as {dtype} (batch, *{shape}), but got {spec.dtype} {spec.shape}"
+            )
+
+
+def _choice(kind: type[Choice], value: str) -> Choice:
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise InputError(f"expected one of {', '.join(kind)}, but got {value!r}") from error

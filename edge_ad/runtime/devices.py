@@ -1,0 +1,74 @@
+"""Device strings, and what there is to run on.
+
+=====================  ============  ==================================================
+string                 engine        meaning
+=====================  ============  ==================================================
+``CPU``                both          this machine's processor
+``GPU``, ``GPU.1``     OpenVINO      the first, or the numbered, Intel GPU
+``NPU``                OpenVINO      the neural processing unit
+``AUTO``, ``AUTO:A,B`` OpenVINO      OpenVINO chooses, from all or from A and B
+``HETERO:A,B``         OpenVINO      one graph over A and B, by what each supports
+``MULTI:A,B``          OpenVINO      A and B take turns
+``CUDA``, ``CUDA:1``   ONNX Runtime  the first, or the numbered, NVIDIA GPU
+=====================  ============  ==================================================
+
+Strings are taken as they are: upper case, no spaces. A bundle's format decides the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from edge_ad.errors import DeviceNotFoundError
+from edge_ad.runtime.sessions import ENGINES, import_engine
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """A device that an installed engine can run on.
+
+    Attributes:
+        name: the device string.
+        full_name: as the maker calls it.
+        engine: "OpenVINO" or "ONNX Runtime".
+        precisions: what float parts can be executed in ("f32", "bf16", "f16"), the device's default first.
+    """
+
+    name: str
+    full_name: str
+    engine: str
+    precisions: tuple[str, ...]
+
+
+def list_devices() -> list[DeviceInfo]:
+    """Every device of every installed engine, OpenVINO's first.
+
+    Raises:
+        EngineMissingError: an engine is installed but cannot be loaded.
+    """
+    found: list[DeviceInfo] = []
+    for graph_format, engine in ENGINES.items():
+        if find_spec(engine.package):
+            found += import_engine(graph_format).devices()
+    return found
+
+
+def split_device(device: str) -> tuple[str, tuple[str, ...]]:
+    """The policy of a device string ("" where there is none) and the plain devices it names.
+
+    >>> split_device("GPU.1"), split_device("AUTO"), split_device("HETERO:GPU,CPU")
+    (('', ('GPU.1',)), ('AUTO', ()), ('HETERO', ('GPU', 'CPU')))
+    """
+    policy, colon, names = device.partition(":")
+    if policy not in ("AUTO", "HETERO", "MULTI") or (policy != "AUTO" and not colon):
+        return "", (device,)
+    return policy, tuple(names.split(",")) if colon else ()
+
+
+def not_found(device: str, engine: str, available: Iterable[str]) -> DeviceNotFoundError:
+    """The error for a device that is not there; lists those that are."""
+    return DeviceNotFoundError(
+        f"device {device!r} is not one that {engine} finds here; found: {', '.join(available) or 'none'}"
+    )

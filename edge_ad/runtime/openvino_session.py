@@ -1,0 +1,159 @@
+"""Sessions on OpenVINO: Intel CPU, GPU and NPU. The only module that imports it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from edge_ad.errors import InferenceError, InputError, UnsupportedPrecisionError
+from edge_ad.runtime.devices import DeviceInfo, not_found, split_device
+from edge_ad.runtime.session import ExecutionPrecision, Handle, TensorSpec
+
+ENGINE = "OpenVINO"
+_PRECISIONS = {"FP32": "f32", "BF16": "bf16", "FP16": "f16"}  # OpenVINO's capability names
+
+
+@cache
+def core() -> ov.Core:
+    """The process's one Core. It owns the device plugins and their thread pools, which all sessions share."""
+    return ov.Core()
+
+
+def devices() -> list[DeviceInfo]:
+    """What OpenVINO finds on this machine."""
+    return [
+        DeviceInfo(name, core().get_property(name, "FULL_DEVICE_NAME"), ENGINE, _supported_precisions(name))
+        for name in core().available_devices
+    ]
+
+
+class OpenvinoSession:
+    """One IR, compiled for one device and one batch size. See `edge_ad.runtime.session.Session`.
+
+    Make one with `open_graph`. Handles are openvino.Tensor.
+    """
+
+    def __init__(self, compiled: ov.CompiledModel) -> None:
+        self.device = ",".join(compiled.get_property("EXECUTION_DEVICES"))
+        self.precision = _executed_precision(compiled)
+        self.inputs: Mapping[str, TensorSpec] = {port.any_name: _spec(port) for port in compiled.inputs}
+        self.outputs: Mapping[str, TensorSpec] = {port.any_name: _spec(port) for port in compiled.outputs}
+        self._request: ov.InferRequest | None = compiled.create_infer_request()
+
+    def run(self, feeds: Mapping[str, NDArray[Any] | Handle]) -> Mapping[str, Handle]:
+        """See `Session.run`. Arrays must be writable: OpenVINO does not wrap others without a copy."""
+        request = self._request
+        if request is None:
+            raise InferenceError("this session is closed")
+        try:
+            for name in self.inputs:
+                value = feeds[name]
+                tensor = ov.Tensor(value, shared_memory=True) if isinstance(value, np.ndarray) else value
+                request.set_tensor(name, tensor)
+            request.infer()
+            return {name: request.get_tensor(name) for name in self.outputs}
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            raise InferenceError(f"OpenVINO failed on {self.device}: {_gist(error)}") from error
+
+    def fetch(self, handle: Handle) -> NDArray[Any]:
+        """See `Session.fetch`."""
+        array: NDArray[Any] = handle.data
+        return array
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._request = None
+
+
+def open_graph(
+    path: Path,
+    device: str,
+    *,
+    precision: ExecutionPrecision,
+    batch_size: int,
+    threads: int | None,
+    cache_dir: Path | None,
+) -> OpenvinoSession:
+    """See `edge_ad.runtime.sessions.open_session`."""
+    parts = _check_device(device)
+    if threads is not None and parts and "CPU" not in parts:
+        raise InputError(f"threads: only the CPU takes a number of threads, and the device is {device}")
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if precision is not ExecutionPrecision.AUTO:
+        _check_precision(parts, precision)
+        config["INFERENCE_PRECISION_HINT"] = str(precision)
+    if threads is not None:
+        config["INFERENCE_NUM_THREADS"] = threads
+    if cache_dir is not None:
+        config["CACHE_DIR"] = str(cache_dir)
+    try:
+        model = core().read_model(path)
+        model.reshape({port.any_name: _with_batch(port.partial_shape, batch_size) for port in model.inputs})
+        session = OpenvinoSession(core().compile_model(model, device, config))
+    except RuntimeError as error:
+        raise InferenceError(f"OpenVINO cannot load {path.name} on {device}: {_gist(error)}") from error
+    if precision is not ExecutionPrecision.AUTO and session.precision != precision:
+        raise UnsupportedPrecisionError(
+            f"{session.device} executes {path.name} in {session.precision}, not in the {precision} asked for; "
+            "ask for that or for auto"
+        )
+    return session
+
+
+def _check_device(device: str) -> tuple[str, ...]:
+    """The plain devices that ``device`` names; raises `DeviceNotFoundError` where one is not there."""
+    _, parts = split_device(device)
+    available = core().available_devices
+    for part in parts:
+        # One GPU is listed as "GPU" and answers to "GPU.0"; of several, "GPU.0", "GPU.1", ..., "GPU" is the first.
+        if part not in available and f"{part}.0" not in available and part.removesuffix(".0") not in available:
+            raise not_found(device, ENGINE, available)
+    return parts
+
+
+def _check_precision(parts: tuple[str, ...], precision: ExecutionPrecision) -> None:
+    for part in parts:
+        supported = _supported_precisions(part)
+        if precision not in supported:
+            raise UnsupportedPrecisionError(
+                f"{part} does not execute in {precision}; ask for {', '.join(supported)} or auto"
+            )
+
+
+def _supported_precisions(device: str) -> tuple[str, ...]:
+    """Float precisions a plain device executes in, its default first."""
+    capabilities = core().get_property(device, "OPTIMIZATION_CAPABILITIES")
+    supported = [ours for theirs, ours in _PRECISIONS.items() if theirs in capabilities]
+    default = core().get_property(device, "INFERENCE_PRECISION_HINT").get_type_name()
+    return tuple(sorted(supported, key=lambda precision: precision != default))
+
+
+def _executed_precision(compiled: ov.CompiledModel) -> str:
+    """What the plugin decided on when it compiled: on AMX machines an fp32 graph comes back as bf16."""
+    if "INFERENCE_PRECISION_HINT" in compiled.get_property("SUPPORTED_PROPERTIES"):
+        return str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
+    # AUTO, HETERO and MULTI answer for the devices behind them.
+    behind = compiled.get_property("DEVICE_PROPERTIES")
+    return "+".join(
+        dict.fromkeys(properties["INFERENCE_PRECISION_HINT"].get_type_name() for properties in behind.values())
+    )
+
+
+def _with_batch(shape: ov.PartialShape, batch_size: int) -> ov.PartialShape:
+    return ov.PartialShape([batch_size, *list(shape)[1:]])
+
+
+def _spec(port: ov.ConstOutput) -> TensorSpec:
+    return TensorSpec(port.any_name, tuple(port.shape), np.dtype(port.element_type.to_dtype()).name)
+
+
+def _gist(error: Exception) -> str:
+    """The last line of the engine's message; those before it are places in its own source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

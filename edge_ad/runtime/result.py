@@ -1,0 +1,79 @@
+"""What a detector says about one frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ad.imaging import resize_map
+from edge_ad.tiling import Size
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected anomalous area (8-connectivity), in pixels of the anomaly map. (x, y) is its top left corner."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    area_px: int
+    max_score: float  # largest value of the anomaly map in it
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Scores and maps of one frame. It owns its arrays: the next frame does not change them.
+
+    Attributes:
+        pred_score: in [0, 1], 0.5 at the threshold; the raw score where not ``is_normalised``.
+        pred_label: True where the frame is anomalous: its score is at the threshold or above.
+        anomaly_map: (H, W) float32 at the bundle's image size, scaled as ``pred_score`` by the map's own threshold.
+        pred_mask: (H, W) bool, True where the map is at its threshold or above.
+        raw_score: merged score before it was scaled to [0, 1].
+        raw_map: (H, W) float32 merged map before it was scaled to [0, 1].
+        tile_scores: (T,) float32 scores as the tile models gave them, in grid order.
+        original_size: (height, width) of the frame that came in.
+        timings_ms: milliseconds: wait (for other threads), convert, resize, tiles (crops), infer, merge, seams, post,
+            total.
+        frame_id: as passed in, or counted by `Detector.stream`.
+        is_normalised: False where the bundle's normalisation stage is "none".
+    """
+
+    pred_score: float
+    pred_label: bool
+    anomaly_map: NDArray[np.float32]
+    pred_mask: NDArray[np.bool_]
+    raw_score: float
+    raw_map: NDArray[np.float32]
+    tile_scores: NDArray[np.float32]
+    original_size: Size
+    timings_ms: Mapping[str, float]
+    frame_id: int | str | None
+    is_normalised: bool
+
+    @cached_property
+    def regions(self) -> tuple[Region, ...]:
+        """Connected areas of ``pred_mask``, the highest first; computed when first asked for."""
+        return find_regions(self.pred_mask, self.anomaly_map)
+
+    def map_at(self, size: Size | None = None) -> NDArray[np.float32]:
+        """The anomaly map resized to (height, width) ``size``; to ``original_size`` where None."""
+        return resize_map(self.anomaly_map, size or self.original_size)
+
+
+def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32]) -> tuple[Region, ...]:
+    """Connected areas (8-connectivity) of ``mask`` (H, W), by their largest value in ``anomaly_map``, descending."""
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    found = []
+    for label in range(1, count):  # 0 is the background
+        x, y, width, height, area = (int(value) for value in boxes[label])
+        window = np.s_[y : y + height, x : x + width]
+        peak = float(anomaly_map[window][labels[window] == label].max())
+        found.append(Region(x, y, width, height, area, peak))
+    return tuple(sorted(found, key=lambda region: -region.max_score))

@@ -1,0 +1,78 @@
+"""Which engine runs which graph format. Engines are imported here, when first needed, and nowhere else."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from edge_ad.bundle.manifest import Format
+from edge_ad.errors import EngineMissingError, InputError
+from edge_ad.runtime.session import ExecutionPrecision, Session
+
+
+class Engine(NamedTuple):
+    """An inference engine: its package (also the name of our extra) and the module here that wraps it."""
+
+    package: str
+    module: str
+
+
+ENGINES = {
+    Format.OPENVINO: Engine("openvino", "edge_ad.runtime.openvino_session"),
+    Format.ONNX: Engine("onnxruntime", "edge_ad.runtime.onnxruntime_session"),
+}
+
+
+def import_engine(graph_format: Format) -> ModuleType:
+    """The session module of a format: ``Session``, ``devices()``.
+
+    Raises:
+        EngineMissingError: its engine is not installed, or does not load.
+    """
+    package, module = ENGINES[graph_format]
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise EngineMissingError(
+            f"{graph_format} graphs need {package}, which cannot be imported ({error}); "
+            f"pip install 'edge-ad[{package}]'"
+        ) from error
+
+
+def open_session(
+    path: Path,
+    graph_format: Format,
+    device: str = "CPU",
+    *,
+    precision: ExecutionPrecision = ExecutionPrecision.AUTO,
+    batch_size: int = 1,
+    threads: int | None = None,
+    cache_dir: Path | None = None,
+) -> Session:
+    """One graph, compiled for one device and one batch size.
+
+    Args:
+        path: the graph's first file (.xml or .onnx).
+        graph_format: decides the engine.
+        device: see `edge_ad.runtime.devices`.
+        precision: of the float parts; the device's default where ``auto``.
+        batch_size: fixed when compiled.
+        threads: of inference on the CPU; the engine's choice where None.
+        cache_dir: where OpenVINO keeps compiled graphs, so that the next start is quick (GPU, NPU).
+
+    Raises:
+        EngineMissingError: the format's engine is not installed.
+        DeviceNotFoundError, DeviceFallbackError: the device is not there; the message lists those found.
+        UnsupportedPrecisionError: the device does not execute in ``precision``.
+        InputError: an argument is out of range, or the engine has no such thing.
+        InferenceError: the graph could not be read or compiled.
+    """
+    for name, value in (("batch_size", batch_size), ("threads", threads)):
+        if value is not None and value < 1:
+            raise InputError(f"{name}: expected at least 1, but got {value}")
+    session: Session = import_engine(graph_format).open_graph(
+        Path(path), device, precision=precision, batch_size=batch_size, threads=threads, cache_dir=cache_dir
+    )
+    return session

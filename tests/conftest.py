@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_bundle import write_tiny_bundle
+
+from edge_ad.bundle.manifest import Format, Manifest
+
+
+@pytest.fixture
+def tiny_bundle(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a whole bundle below ``tmp_path`` and returns its folder; see tiny_bundle.py."""
+
+    def write(
+        manifest: Manifest | None = None, graph_format: Format = Format.OPENVINO, name: str = "tiny.edgead"
+    ) -> Path:
+        return write_tiny_bundle(tmp_path / name, manifest, graph_format)
+
+    return write
