@@ -1,0 +1,164 @@
+"""What this machine can do at most, measured, and how near a bundle comes to it.
+
+No data sheet: peak figures of a CPU at unknown clocks say little. Compute is measured by products of large matrices,
+in the engine itself where it can (on the device, at the precision that ran), else by numpy; memory by a large copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+
+from edge_ad.benchmarks.environment import usable_cpus
+from edge_ad.benchmarks.timing import time_interleaved
+from edge_ad.bundle.manifest import Graph, Manifest, Precision
+
+_SIDE = 1024
+_COPY_BYTES = 64 * 2**20  # beyond the last-level cache of most machines, within the memory of all
+_RUNS = 8
+
+
+@dataclass(frozen=True)
+class ComputeCeiling:
+    """The fastest matrix product measured; multiplications and additions counted apart."""
+
+    precision: str
+    gflops_per_s: float  # integer operations at int8
+    source: str  # what measured it
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Measured limits of the device; empty and None where nothing can measure it."""
+
+    compute: tuple[ComputeCeiling, ...]
+    copy_gb_per_s: float | None  # 1e9 bytes read plus 1e9 bytes written count 2
+
+    def of(self, precision: str) -> ComputeCeiling | None:
+        """The ceiling of a precision: the engine's own, which comes first, else numpy's."""
+        return next((ceiling for ceiling in self.compute if ceiling.precision == precision), None)
+
+
+@dataclass(frozen=True)
+class Achieved:
+    """The least time the graphs could take by the ceilings, against the bare time they took.
+
+    The compute bound adds up every graph's operations over the ceiling of its precision. The memory bound reads every
+    graph once per image: caches may help with the rest, nothing helps with that. The larger of the two counts.
+    """
+
+    compute_bound_ms: float | None  # None: no ceiling for one of the precisions
+    memory_bound_ms: float | None
+    bare_ms: float  # median
+    gflops_per_s: float  # achieved
+    ceiling_percent: float | None  # larger bound / bare time
+    ceiling: str  # which one, in words
+
+
+def measure_ceilings(device: str, precisions: Iterable[str], threads: int | None) -> Ceilings:
+    """Measure the ceilings of ``device`` (as the session reports it), for a few hundred milliseconds.
+
+    Args:
+        precisions: those that ran: ``f32``, ``bf16``, ``f16``, ``int8``.
+        threads: as the sessions were opened with; numpy's product takes all CPUs whatever this says.
+    """
+    compute = []
+    if find_spec("openvino"):
+        from edge_ad.benchmarks import openvino_probe
+
+        if openvino_probe.knows(device):
+            compute += [
+                ComputeCeiling(
+                    precision,
+                    openvino_probe.matmul_flops_per_s(device, precision, threads) / 1e9,
+                    f"{openvino_probe.ENGINE} matrix product on {device}",
+                )
+                for precision in precisions
+            ]
+    if device != "CPU":
+        return Ceilings(tuple(compute), None)
+    compute.append(ComputeCeiling("f32", _matmul_flops_per_s() / 1e9, "numpy matrix product"))
+    return Ceilings(tuple(compute), _copy_bytes_per_s(threads or usable_cpus()) / 1e9)
+
+
+def executed_precisions(manifest: Manifest, session_precisions: Iterable[str]) -> tuple[str, ...]:
+    """Per graph of the manifest what it ran in: int8 where it is quantised, else what its session reports."""
+    return tuple(
+        "int8" if graph.precision is Precision.INT8 else precision
+        for graph, precision in zip(_in_session_order(manifest), session_precisions, strict=True)
+    )
+
+
+def flops_per_image(manifest: Manifest) -> int:
+    """Operations of all graphs over all tiles, multiplications and additions counted apart (2 x MAC)."""
+    return sum(_runs(manifest, graph) * graph.flops for graph in _in_session_order(manifest))
+
+
+def compare(manifest: Manifest, precisions: Iterable[str], ceilings: Ceilings, bare_ms: float) -> Achieved:
+    """How near ``bare_ms``, the median bare time of one image, comes to the ceilings.
+
+    Args:
+        precisions: per graph, see `executed_precisions`.
+    """
+    flops_of: dict[str, int] = {}
+    for graph, precision in zip(_in_session_order(manifest), precisions, strict=True):
+        flops_of[precision] = flops_of.get(precision, 0) + _runs(manifest, graph) * graph.flops
+    limits = {precision: ceilings.of(precision) for precision in flops_of}
+    known = {precision: limit for precision, limit in limits.items() if limit}
+    compute_ms = memory_ms = None
+    if len(known) == len(limits):
+        compute_ms = sum(flops_of[name] / (limit.gflops_per_s * 1e6) for name, limit in known.items())
+    if ceilings.copy_gb_per_s is not None:
+        graph_bytes = sum(file.size_bytes for graph in manifest.graphs for file in graph.files)
+        memory_ms = graph_bytes / (ceilings.copy_gb_per_s * 1e6)
+    percent = None if compute_ms is None else 100 * max(compute_ms, memory_ms or 0.0) / bare_ms
+    return Achieved(
+        compute_bound_ms=compute_ms,
+        memory_bound_ms=memory_ms,
+        bare_ms=bare_ms,
+        gflops_per_s=flops_per_image(manifest) / (bare_ms * 1e6),
+        ceiling_percent=percent,
+        ceiling=_ceiling_in_words(limits, compute_ms, memory_ms),
+    )
+
+
+def _ceiling_in_words(
+    limits: dict[str, ComputeCeiling | None], compute_ms: float | None, memory_ms: float | None
+) -> str:
+    if missing := [precision for precision, limit in limits.items() if limit is None]:
+        return f"none: nothing here measures {', '.join(missing)}"
+    if memory_ms is not None and compute_ms is not None and memory_ms > compute_ms:
+        return "numpy copy of a large array"
+    return "; ".join(f"{limit.precision}: {limit.source}" for limit in limits.values() if limit)
+
+
+def _in_session_order(manifest: Manifest) -> tuple[Graph, ...]:
+    return (*([manifest.shared] if manifest.shared else []), *manifest.heads)
+
+
+def _runs(manifest: Manifest, graph: Graph) -> int:
+    """How often one image runs a graph: the extractor and a head for all locations once per tile, other heads once."""
+    tiles = len(manifest.setup.grid)
+    return tiles if graph is manifest.shared else tiles // len(manifest.heads)
+
+
+def _matmul_flops_per_s() -> float:
+    a = np.random.default_rng(0).uniform(-1, 1, (_SIDE, _SIDE)).astype(np.float32)
+    out = np.empty_like(a)
+    best_ms = time_interleaved({"matmul": lambda: np.matmul(a, a, out=out)}, 1, _RUNS)["matmul"].min_ms
+    return 2 * _SIDE**3 / (best_ms / 1000)
+
+
+def _copy_bytes_per_s(threads: int) -> float:
+    """Bytes read plus bytes written per second by ``threads`` at once: one alone does not fill a memory bus."""
+    sources = np.array_split(np.ones(_COPY_BYTES, np.uint8), threads)
+    targets = np.array_split(np.empty(_COPY_BYTES, np.uint8), threads)
+    with ThreadPoolExecutor(threads) as pool:
+        best_ms = time_interleaved({"copy": lambda: list(pool.map(np.copyto, targets, sources))}, 1, _RUNS)[
+            "copy"
+        ].min_ms
+    return 2 * _COPY_BYTES / (best_ms / 1000)

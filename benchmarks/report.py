@@ -1,0 +1,155 @@
+"""What a benchmark found: every sample, every condition, and the figures drawn from them. JSON there and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from edge_ad.benchmarks.ceilings import Achieved, Ceilings, flops_per_image
+from edge_ad.benchmarks.environment import Environment
+from edge_ad.benchmarks.memory import Memory
+from edge_ad.benchmarks.protocol import Latency, Protocol, Schedule, Throughput
+from edge_ad.bundle.manifest import Graph, Manifest
+from edge_ad.errors import InputError
+from edge_ad.records import from_plain, to_plain
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """What was asked for."""
+
+    bundle: str  # name of its folder
+    device: str
+    precision: str
+    threads: int | None  # None: the engine's choice
+    schedule: Schedule
+    frame: str  # which image was fed, in words
+
+
+@dataclass(frozen=True)
+class BundleFacts:
+    """The bundle as far as its cost goes."""
+
+    manifest_sha256: str
+    method: str
+    backbone: str
+    setup: str
+    format: str
+    precision: str  # of storage
+    tiles: int
+    models: int
+    parameters: int  # of all graphs
+    flops_per_image: int  # 2 x MAC, all tiles
+    size_bytes: int  # all files
+    shared_size_bytes: int  # the extractor's graph
+    heads_size_bytes: int  # all tile models' graphs
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """One benchmark of one bundle on one device. `to_json` and `from_json` are exact inverses."""
+
+    schema_version: int
+    protocol: Protocol
+    config: Config
+    environment: Environment
+    bundle: BundleFacts
+    executed: dict[str, str]  # graph role to the precision its float parts ran in
+    load_ms: float  # importing the engine, reading and hashing the bundle, compiling
+    first_inference_ms: float  # end to end, right after loading
+    latency: Latency
+    throughput: Throughput | None
+    memory: Memory
+    ceilings: Ceilings
+    achieved: Achieved
+
+    @property
+    def latency_ms(self) -> float:
+        """The protocol's figure: mean time from image to anomaly map at batch 1."""
+        return self.latency.end_to_end.mean_ms
+
+    @property
+    def definition(self) -> str:
+        """What was measured, in one sentence."""
+        schedule = self.config.schedule
+        shortened = "" if self.protocol is Protocol.EFFICIENTAD else "Shortened "
+        tiles = f"tiling, {self.bundle.tiles} tiles, merging, seams" if self.bundle.tiles > 1 else "one tile"
+        return (
+            f"{shortened}EfficientAD protocol: batch 1, {schedule.warmup} warm-up runs, mean of the next "
+            f"{schedule.iterations}; the clock runs from the image in host memory to the anomaly map as a numpy array "
+            f"({tiles})"
+        )
+
+    @property
+    def summary(self) -> dict[str, float | None]:
+        """The figures, each with its unit in its name."""
+        timing = self.latency.end_to_end
+        return {
+            "latency_mean_ms": timing.mean_ms,
+            "latency_median_ms": timing.median_ms,
+            "latency_p95_ms": timing.p95_ms,
+            "latency_p99_ms": timing.p99_ms,
+            "latency_min_ms": timing.min_ms,
+            "latency_max_ms": timing.max_ms,
+            "latency_stdev_ms": timing.stdev_ms,
+            "result_mean_ms": self.latency.result.mean_ms,
+            "bare_median_ms": self.latency.bare.median_ms,
+            "bare_ratio": self.latency.bare_ratio,
+            "throughput_images_per_s": self.throughput.images_per_s if self.throughput else None,
+            "ceiling_percent": self.achieved.ceiling_percent,
+        }
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Reasons not to trust the numbers, or not to compare them; empty where there is none."""
+        found = list(self.environment.warnings())
+        if self.protocol is Protocol.SHORTENED:
+            found.append("not the published protocol: do not compare these figures with published ones")
+        runs = {"latency": self.latency.end_to_end, "bare sessions": self.latency.bare}
+        if self.throughput:
+            runs["throughput"] = self.throughput.runs
+        return (*found, *(f"{name}: {text}" for name, timing in runs.items() for text in timing.warnings()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dumps`, with ``summary``, ``definition`` and ``warnings`` drawn from the samples."""
+        plain: dict[str, Any] = to_plain(self)
+        derived = {"summary": self.summary, "definition": self.definition, "warnings": list(self.warnings)}
+        return {**plain, **derived}
+
+    @classmethod
+    def from_json(cls, value: Any) -> BenchmarkReport:
+        """The inverse of `to_json`; what is drawn from the samples is drawn again.
+
+        Raises:
+            InputError: another schema_version, or a field that is missing, unknown or of the wrong type.
+        """
+        if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(f"benchmark report: expected an object with schema_version {SCHEMA_VERSION}")
+        stored = {key: item for key, item in value.items() if key not in ("summary", "definition", "warnings")}
+        report: BenchmarkReport = from_plain(cls, stored, "benchmark report")
+        return report
+
+
+def bundle_facts(manifest: Manifest, manifest_sha256: str, manifest_size_bytes: int) -> BundleFacts:
+    """The facts of a bundle from its manifest."""
+    return BundleFacts(
+        manifest_sha256=manifest_sha256,
+        method=manifest.method.name,
+        backbone=manifest.method.backbone,
+        setup=str(manifest.setup),
+        format=str(manifest.format),
+        precision=str(manifest.precision),
+        tiles=len(manifest.setup.grid),
+        models=len(manifest.heads),
+        parameters=sum(graph.parameters for graph in manifest.graphs),
+        flops_per_image=flops_per_image(manifest),
+        size_bytes=manifest_size_bytes + sum(entry.size_bytes for entry in manifest.files),
+        shared_size_bytes=_size_bytes((manifest.shared,) if manifest.shared else ()),
+        heads_size_bytes=_size_bytes(manifest.heads),
+    )
+
+
+def _size_bytes(graphs: tuple[Graph, ...]) -> int:
+    return sum(entry.size_bytes for graph in graphs for entry in graph.files)
