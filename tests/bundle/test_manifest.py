@@ -1,0 +1,184 @@
+"""The format of manifest.json, compared whole. Regenerate: PYTHONPATH=tests python tests/bundle/test_manifest.py"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_ad.bundle.manifest import (
+    SCHEMA_VERSION,
+    FileEntry,
+    Format,
+    Golden,
+    Graph,
+    InputSpec,
+    Manifest,
+    Merge,
+    Method,
+    Normalisation,
+    NormalisationStage,
+    Parity,
+    Precision,
+    Provenance,
+    Role,
+    Scale,
+    ScoreMerge,
+)
+from edge_ad.errors import ManifestError, UnknownSchemaError
+from edge_ad.setups import Setup, Sharing
+
+GOLDEN = Path(__file__).with_name("golden_manifest.json")
+
+
+def _entry(path: str, size_bytes: int) -> FileEntry:
+    return FileEntry(path, f"{size_bytes:064x}", size_bytes)
+
+
+MANIFEST = Manifest(
+    schema_version=SCHEMA_VERSION,
+    format=Format.OPENVINO,
+    precision=Precision.INT8,
+    method=Method("padim", "resnet18", {"layers": ["layer1", "layer2"], "components": 100}),
+    setup=Setup("custom", (23, 58), (23, 31), (23, 27), Sharing.LOCATION),
+    input=InputSpec("rgb", "area"),
+    merge=Merge(ScoreMerge.MAX, 2.0, 0.1),
+    normalisation=Normalisation(
+        NormalisationStage.TILE,
+        "sigma 3 on 12 held-out normal images",
+        Scale(0.25, 0.5),
+        Scale(0.125, 0.5),
+        (Scale(1.5, 2.5), Scale(3.0, 4.0)),
+        (Scale(0.5, 1.5), Scale(1.0, 2.0)),
+    ),
+    graphs=(
+        Graph(
+            Role.SHARED,
+            None,
+            Precision.INT8,
+            (_entry("graphs/shared.xml", 11), _entry("graphs/shared.bin", 13)),
+            False,
+            17,
+            19,
+        ),
+        Graph(Role.HEAD, (0, 0), Precision.FP16, (_entry("graphs/r00_c00.xml", 23),), True, 29, 31),
+        Graph(Role.HEAD, (0, 1), Precision.FP16, (_entry("graphs/r00_c01.xml", 37),), True, 41, 43),
+    ),
+    golden=(
+        Golden("normal", _entry("golden/normal.png", 47), 0.375),
+        Golden("anomalous", _entry("golden/anomalous.png", 53), 0.875),
+    ),
+    parity=(Parity("f32", "CPU", 8, 0.001, 0.002, 0.003, 0.99, 0),),
+    parity_tolerance=0.25,
+    provenance=Provenance("2026-01-02T03:04:05+00:00", {"edge-ad": "0.1.0"}, 7, "ab" * 32, 59, "timm"),
+)
+
+
+def test_the_format_is_the_golden_file() -> None:
+    assert MANIFEST.to_json() == json.loads(GOLDEN.read_text())
+
+
+def test_reading_is_the_inverse_of_writing() -> None:
+    assert Manifest.from_json(json.loads(GOLDEN.read_text())) == MANIFEST
+
+
+def test_derived_parts() -> None:
+    assert MANIFEST.shared == MANIFEST.graphs[0]
+    assert [head.location for head in MANIFEST.heads] == [(0, 0), (0, 1)]
+    assert [file.path for file in MANIFEST.files][-3:] == [
+        "graphs/r00_c01.xml",
+        "golden/normal.png",
+        "golden/anomalous.png",
+    ]
+
+
+def _without(*path: str) -> Callable[[Any], None]:
+    def change(value: Any) -> None:
+        for key in path[:-1]:
+            value = value[key]
+        del value[path[-1]]
+
+    return change
+
+
+def _with(new: Any, *path: Any) -> Callable[[Any], None]:
+    def change(value: Any) -> None:
+        for key in path[:-1]:
+            value = value[key]
+        value[path[-1]] = new
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without("parity"), "manifest.json: missing parity"),
+        (_without("provenance", "seed"), "manifest.json.provenance: missing seed"),
+        (_with(1, "surprise"), "manifest.json: unknown surprise"),
+        (_with(1, "merge", "surprise"), "manifest.json.merge: unknown surprise"),
+        (_with("0.1", "parity_tolerance"), "manifest.json.parity_tolerance: expected float, but got '0.1'"),
+        (_with(True, "graphs", 0, "flops"), "manifest.json.graphs[0].flops: expected int, but got True"),
+        (_with(1, "graphs", 1, "keep_f32"), "manifest.json.graphs[1].keep_f32: expected bool, but got 1"),
+        (_with([0], "graphs", 1, "location"), "manifest.json.graphs[1].location: expected 2 items, but got 1"),
+        (_with("fp4", "precision"), "manifest.json.precision: expected one of fp32, fp16, int8, but got 'fp4'"),
+        (_with({}, "graphs"), "manifest.json.graphs: expected a list, but got {}"),
+        (_with([], "setup"), "manifest.json.setup: expected an object, but got []"),
+        (
+            _with(float("inf"), "golden", 0, "raw_score"),
+            "manifest.json.golden[0].raw_score: expected a finite number, but got inf",
+        ),
+        (
+            _with([0, 7], "graphs", 1, "location"),
+            "manifest.json: expected one head per model location ['r00_c00', 'r00_c01'], but got [(0, 7), (0, 1)]",
+        ),
+        (_with("shared", "graphs", 1, "role"), None),
+        (_with([], "graphs", 0, "files"), "manifest.json: a graph without files"),
+        (
+            _with([24, 31], "setup", "tile_size"),
+            "manifest.json.setup: image height 23 px is smaller than the tile's 24 px; "
+            "use a smaller tile or a larger image size",
+        ),
+        (_without("normalisation", "tile_map", 0), "manifest.json: normalisation: expected 2 tile scales"),
+        (
+            _with(0.5, "normalisation", "score", "low"),
+            "manifest.json.normalisation: expected low < threshold, but got Scale(low=0.5, threshold=0.5)",
+        ),
+        (
+            _with("bgr", "input", "color"),
+            "manifest.json.input: expected color rgb and resize area, but got InputSpec(color='bgr', resize='area')",
+        ),
+        (
+            _with(0, "merge", "seam_sigma_px"),
+            "manifest.json.merge: expected seam_sigma_px > 0 and seam_band in [0, 1]: "
+            "Merge(score=<ScoreMerge.MAX: 'max'>, seam_sigma_px=0.0, seam_band=0.1)",
+        ),
+    ],
+)
+def test_what_is_refused(change: Callable[[Any], None], message: str | None) -> None:
+    value = MANIFEST.to_json()
+    change(value)
+    with pytest.raises(ManifestError) as raised:
+        Manifest.from_json(value)
+    if message is not None:
+        assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_schema_is_refused(version: Any) -> None:
+    value = MANIFEST.to_json() | {"schema_version": version}
+    with pytest.raises(UnknownSchemaError, match=f"schema_version {version!r} is not the 1 this edge-ad reads"):
+        Manifest.from_json(value)
+
+
+@pytest.mark.parametrize("value", [None, [], {}, "text"])
+def test_anything_else_is_no_manifest(value: Any) -> None:
+    with pytest.raises(ManifestError, match="expected an object with schema_version"):
+        Manifest.from_json(value)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(MANIFEST.to_json(), indent=2) + "\n")

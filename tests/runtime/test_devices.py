@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+
+from edge_ad.runtime.devices import DeviceInfo, list_devices, split_device
+
+
+def test_the_cpu_is_found_by_every_engine() -> None:
+    cpus = {info.engine: info for info in list_devices() if info.name == "CPU"}
+    assert list(cpus) == ["OpenVINO", "ONNX Runtime"]
+    assert cpus["ONNX Runtime"].precisions == ("f32",)
+    assert "f32" in cpus["OpenVINO"].precisions
+    assert all(isinstance(info, DeviceInfo) and info.full_name for info in cpus.values())
+
+
+def test_an_engine_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        "edge_ad.runtime.devices.find_spec",
+        lambda name, *more: None if name == "openvino" else find_spec(name, *more),
+    )
+    assert {info.engine for info in list_devices()} == {"ONNX Runtime"}
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("CPU", ("", ("CPU",))),
+        ("CUDA:1", ("", ("CUDA:1",))),
+        ("AUTO:GPU,CPU", ("AUTO", ("GPU", "CPU"))),
+        ("MULTI:GPU.1,NPU", ("MULTI", ("GPU.1", "NPU"))),
+        ("HETERO", ("", ("HETERO",))),
+    ],
+)
+def test_device_strings(device: str, expected: Any) -> None:
+    assert split_device(device) == expected

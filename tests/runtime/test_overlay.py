@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_session import fake_detector
+from tiny_bundle import some_image, tiny_manifest
+
+from edge_ad.runtime import overlay
+from edge_ad.runtime.result import Region, Result
+from edge_ad.tiling import TileGrid
+
+GREY = np.full((211, 307, 3), 120, np.uint8)
+
+
+@pytest.fixture
+def result() -> Result:
+    manifest = tiny_manifest()
+    return fake_detector(manifest)(some_image(manifest.setup), color="rgb")
+
+
+def test_heat_leaves_normal_areas_and_reddens_the_rest() -> None:
+    anomaly_map = np.zeros(GREY.shape[:2], np.float32)
+    anomaly_map[:, 100:200], anomaly_map[:, 200:] = 0.5, 0.75
+    drawn = overlay.heat(GREY, anomaly_map)
+    np.testing.assert_array_equal(drawn[:, :100], GREY[:, :100])
+    red, _, blue = drawn[50, 250].astype(int)
+    assert red > blue + 60  # RGB, not BGR: inferno is orange here
+    change = np.abs(drawn.astype(int) - GREY).sum(2)
+    assert 0 < change[50, 150] < change[50, 250]
+
+
+def test_heat_clips() -> None:
+    beyond = np.full(GREY.shape[:2], 7, np.float32)
+    np.testing.assert_array_equal(overlay.heat(GREY, beyond), overlay.heat(GREY, np.ones_like(beyond)))
+    np.testing.assert_array_equal(overlay.heat(GREY, -beyond), GREY)
+
+
+def test_contours_stay_on_the_edge() -> None:
+    mask = np.zeros(GREY.shape[:2], bool)
+    mask[40:100, 60:180] = True
+    changed = (overlay.contours(GREY, mask) != GREY).any(2)
+    assert changed[40, 60:180].all()
+    assert changed[99, 60:180].all()
+    assert not changed[45:95, 66:174].any()
+    assert not changed[:36].any()
+
+
+def test_boxes_are_scaled_to_the_image() -> None:
+    region = Region(x=20, y=30, width=10, height=15, area_px=150, max_score=0.9)
+    changed = (overlay.boxes(GREY[:200, :300], [region], (100, 150), color=(1, 2, 3)) != 120).any(2)
+    assert changed[58, 50]  # top edge: 30 * 2 less a gap of two line widths
+    assert changed[80, 38]
+    assert not changed[75, 50]
+    assert not changed[:, 70:].any()
+
+
+def test_tiles_are_drawn_at_their_borders() -> None:
+    grid = TileGrid((46, 58), (23, 29), (23, 29))
+    drawn = overlay.tiles(np.zeros((460, 580, 3), np.uint8), grid, [1.0, 2.0, 3.0, 4.0])
+    assert drawn[230, 5].tolist() == drawn[5, 290].tolist() == [128, 128, 128]
+    assert drawn[100:130, 130:160].max() == 255  # a score in the first tile's centre
+    with pytest.raises(ValueError, match="zip"):
+        overlay.tiles(GREY, grid, [1.0])
+
+
+@pytest.mark.parametrize(("is_anomalous", "channel"), [(True, 0), (False, 1)])
+def test_the_caption_is_red_or_green(is_anomalous: bool, channel: int) -> None:
+    drawn = overlay.caption(np.zeros((211, 307, 3), np.uint8), 0.73, is_anomalous)
+    assert drawn.max((0, 1)).argmax() == channel
+
+
+@pytest.mark.parametrize("size", [(256, 307), (1511, 2003), (31, 37)])
+@pytest.mark.parametrize("normalised", [True, False])
+def test_draw_at_any_size(result: Result, size: tuple[int, int], normalised: bool) -> None:
+    image = np.full((*size, 3), 120, np.uint8)
+    drawn = overlay.draw(image, replace(result, is_normalised=normalised), tiny_manifest().setup.grid)
+    assert (drawn.shape, drawn.dtype) == (image.shape, np.uint8)
+    assert (image == 120).all()
+    assert (drawn != image).any()
