@@ -162,7 +162,7 @@ class Detector:
             raw_score=score,
             raw_map=raw_map,
             tile_scores=raw.tile_scores[0],
-            original_size=(rgb.shape[0], rgb.shape[1]),
+            frame=frame,
             timings_ms=watch.stop(),
             frame_id=frame_id,
             is_normalised=norm.stage is not NormalisationStage.NONE,

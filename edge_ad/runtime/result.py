@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,7 +29,7 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """Scores and maps of one frame. It owns its arrays: the next frame does not change them.
+    """Scores and maps of one frame. It owns them: the next frame does not change them.
 
     Attributes:
         pred_score: in [0, 1], 0.5 at the threshold; the raw score where not ``is_normalised``.
@@ -38,7 +39,8 @@ class Result:
         raw_score: merged score before it was scaled to [0, 1].
         raw_map: (H, W) float32 merged map before it was scaled to [0, 1].
         tile_scores: (T,) float32 scores as the tile models gave them, in grid order.
-        original_size: (height, width) of the frame that came in.
+        frame: the frame as it came in, by reference and in its declared colour: for overlays, and the one array that
+            is not the result's own.
         timings_ms: milliseconds: wait (for other threads), convert, resize, tiles (crops), infer, merge, seams, post,
             total.
         frame_id: as passed in, or counted by `Detector.stream`.
@@ -52,10 +54,15 @@ class Result:
     raw_score: float
     raw_map: NDArray[np.float32]
     tile_scores: NDArray[np.float32]
-    original_size: Size
+    frame: NDArray[Any]
     timings_ms: Mapping[str, float]
     frame_id: int | str | None
     is_normalised: bool
+
+    @property
+    def original_size(self) -> Size:
+        """(height, width) of the frame that came in."""
+        return self.frame.shape[0], self.frame.shape[1]
 
     @cached_property
     def regions(self) -> tuple[Region, ...]:

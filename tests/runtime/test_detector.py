@@ -197,7 +197,9 @@ def test_tiles_come_unmerged_and_unscaled() -> None:
 def test_a_frame_is_converted_resized_and_scaled() -> None:
     manifest = tiny_manifest()
     frame = np.random.default_rng(3).integers(0, 256, (101, 131, 3), dtype=np.uint8)
-    result = fake_detector(manifest)(frame[:, :, ::-1], color="bgr", frame_id="c7")
+    bgr = frame[:, :, ::-1]
+    result = fake_detector(manifest)(bgr, color="bgr", frame_id="c7")
+    assert result.frame is bgr
     raw_map, raw_score, tile_scores = _expected(resize(frame, (46, 58)), manifest)
     np.testing.assert_allclose(result.raw_map, raw_map, atol=2e-6)
     np.testing.assert_allclose(result.anomaly_map, np.clip(_line(raw_map, Scale(0.1, 0.9)), 0, 1), atol=2e-6)

@@ -1,0 +1,146 @@
+"""Inspect what a camera, a stream or a video file shows, with OpenCV and edge-ad in one loop.
+
+    pip install 'edge-ad[openvino]'
+    python samples/opencv_loop.py bolt.edgead 0 --device GPU                      # camera 0
+    python samples/opencv_loop.py bolt.edgead rtsp://10.0.0.7/line --show         # network camera; q or Esc quits
+    python samples/opencv_loop.py bolt.edgead line.mp4 --output inspected.avi     # every frame of a file
+
+One JSON object per frame goes to stdout. Cameras and URLs are live: where frames come faster than verdicts, the oldest
+ones waiting are dropped, and a lost connection is opened anew, after 1 s, 2 s, 4 s ... 30 s. A file loses no frame and
+ends the loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import cv2
+from numpy.typing import NDArray
+
+import edge_ad
+from edge_ad.errors import EdgeAdError, OutputWriteError, SourceError
+from edge_ad.runtime import overlay
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the loop; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("source", help="camera index, URL, or path of a video file")
+    parser.add_argument("--device", default="CPU", help="CPU, GPU, NPU, CUDA, ... (default: CPU)")
+    parser.add_argument("--output", type=Path, help="write an annotated video: .avi or .mp4")
+    parser.add_argument("--show", action="store_true", help="show the annotated frames in a window")
+    options = parser.parse_args(arguments)
+    try:
+        inspect(options.bundle, options.source, options.device, options.output, options.show)
+    except EdgeAdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def inspect(bundle: Path, source: str, device: str, output: Path | None, show: bool) -> None:
+    """Print one JSON line per frame of ``source``; write and show annotated frames where asked for."""
+    with edge_ad.load(bundle, device) as detector, ExitStack() as stack:
+        writer: cv2.VideoWriter | None = None
+        results = detector.stream(frames(source), color="bgr", drop="oldest" if is_live(source) else "never")
+        stack.callback(results.close)  # stops the capture thread before the detector goes
+        for result in results:
+            print(json.dumps(as_json(result, detector.dropped)), flush=True)
+            if output is None and not show:
+                continue
+            rgb: Any = cv2.cvtColor(result.frame, cv2.COLOR_BGR2RGB)
+            annotated = cv2.cvtColor(overlay.draw(rgb, result), cv2.COLOR_RGB2BGR)
+            if output is not None:
+                if writer is None:
+                    writer = open_writer(output, annotated)
+                    stack.callback(writer.release)
+                writer.write(annotated)
+            if show:
+                cv2.imshow("edge-ad", annotated)
+                if cv2.waitKey(1) in (ord("q"), 27):
+                    break
+
+
+def is_live(source: str) -> bool:
+    """Camera indices and URLs are live, anything else is a file."""
+    return source.isdecimal() or "://" in source
+
+
+def frames(source: str) -> Iterator[NDArray[Any]]:
+    """BGR frames of ``source``: of a file until its end, of a live source for ever.
+
+    Raises:
+        SourceError: it gave no frame at all.
+    """
+    pause_s = FIRST_PAUSE_S
+    seen = False
+    while True:
+        capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
+        try:
+            while True:
+                ok, frame = capture.read()
+                if not ok:
+                    break
+                seen, pause_s = True, FIRST_PAUSE_S
+                yield frame
+        finally:
+            capture.release()
+        if not seen:
+            raise SourceError(f"{source} gives no frame; check the path, the index or the address")
+        if not is_live(source):
+            return
+        print(f"{source} is lost; opening it again in {pause_s:.0f} s", file=sys.stderr)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def as_json(result: edge_ad.Result, dropped: int) -> dict[str, Any]:
+    """What a line controller wants to know of one frame. Regions are in pixels of the frame."""
+    scale_y, scale_x = (
+        frame_px / map_px for frame_px, map_px in zip(result.original_size, result.anomaly_map.shape, strict=True)
+    )
+    return {
+        "frame_id": result.frame_id,
+        "pred_label": result.pred_label,
+        "pred_score": round(result.pred_score, 4),
+        "regions": [
+            {
+                "x": round(region.x * scale_x),
+                "y": round(region.y * scale_y),
+                "width": round(region.width * scale_x),
+                "height": round(region.height * scale_y),
+                "max_score": round(region.max_score, 4),
+            }
+            for region in result.regions
+        ],
+        "latency_ms": round(result.timings_ms["total"], 3),
+        "dropped": dropped,
+    }
+
+
+def open_writer(output: Path, frame: NDArray[Any], frames_per_s: float = 25.0) -> cv2.VideoWriter:
+    """A writer for frames of the size of ``frame``. Raises `OutputWriteError`."""
+    codec = "mp4v" if output.suffix == ".mp4" else "MJPG"
+    height, width = frame.shape[:2]
+    writer = cv2.VideoWriter(str(output), cv2.VideoWriter.fourcc(*codec), frames_per_s, (width, height))
+    if not writer.isOpened():
+        raise OutputWriteError(f"cannot write {output}; use a .avi or .mp4 path in a folder that exists")
+    return writer
+
+
+if __name__ == "__main__":
+    sys.exit(main())
