@@ -13,7 +13,7 @@ from edge_ad.tiling import Size, parse_size
 NATIVE = "native"
 
 
-class SizeType(click.ParamType):  # type: ignore[type-arg,unused-ignore] - generic from click 8.4 on
+class SizeType(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.4 on
     """``512x640`` (height x width), or ``512`` for a square."""
 
     name = "HxW"
