@@ -1,13 +1,18 @@
-"""Parameter types and options that several commands share."""
+"""Parameter types, options and ways of writing that several commands share."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import click
 
+from edge_ad import atomic
 from edge_ad.errors import InputError
+from edge_ad.runtime.session import ExecutionPrecision
 from edge_ad.tiling import Size, parse_size
 
 NATIVE = "native"
@@ -39,3 +44,42 @@ def choice(members: type[StrEnum]) -> click.Choice[str]:
 
 
 LAYOUTS = ("mvtec", "visa", "loco", "btad", "folder")  # of edge_ad.data.layouts, which an edge box does not import
+
+device_option = click.option(
+    "-d", "--device", default="CPU", show_default=True, help="CPU, GPU, GPU.1, NPU, AUTO, CUDA, CUDA:1."
+)
+precision_option = click.option(
+    "--precision",
+    type=choice(ExecutionPrecision),
+    default="auto",
+    show_default=True,
+    help="What float parts execute in; auto: the device's default.",
+)
+json_option = click.option(
+    "--json",
+    "json_target",
+    type=click.Path(allow_dash=True),
+    is_flag=False,
+    flag_value="-",
+    help="JSON instead of text: to stdout, or to this file.",
+)
+
+
+def write_json(target: str, value: Any) -> None:
+    """JSON to stdout where ``target`` is "-", else to that file, atomically. Raises `OutputWriteError`."""
+    if target == "-":
+        click.echo(json.dumps(value, indent=2, allow_nan=False))
+    else:
+        atomic.write_json(Path(target), value)
+
+
+def write_table(rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()) -> None:
+    """Rows to stdout, columns padded to one width; those whose numbers are in ``right`` to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    for row in cells:
+        padded = (
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        click.echo("  ".join(padded).rstrip())

@@ -1,0 +1,186 @@
+"""``edge-ad doctor``."""
+
+from __future__ import annotations
+
+import base64
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import import_module
+from importlib.metadata import requires
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+import numpy as np
+
+from edge_ad.bundle.manifest import Format
+from edge_ad.cli import ENGINE_PACKAGES, installed_version
+from edge_ad.cli.options import json_option, write_json, write_table
+from edge_ad.errors import EdgeAdError
+from edge_ad.records import to_plain
+from edge_ad.runtime.sessions import ENGINES, import_engine, open_session
+
+# y = max(x, 0) on four numbers, in both formats
+TINY_IR = """<?xml version="1.0"?>
+<net name="doctor" version="11">
+  <layers>
+    <layer id="0" name="x" type="Parameter" version="opset1">
+      <data shape="1,4" element_type="f32"/>
+      <output><port id="0" precision="FP32" names="x"><dim>1</dim><dim>4</dim></port></output>
+    </layer>
+    <layer id="1" name="y" type="ReLU" version="opset1">
+      <input><port id="0" precision="FP32"><dim>1</dim><dim>4</dim></port></input>
+      <output><port id="1" precision="FP32" names="y"><dim>1</dim><dim>4</dim></port></output>
+    </layer>
+    <layer id="2" name="y/result" type="Result" version="opset1">
+      <input><port id="0" precision="FP32"><dim>1</dim><dim>4</dim></port></input>
+    </layer>
+  </layers>
+  <edges>
+    <edge from-layer="0" from-port="0" to-layer="1" to-port="0"/>
+    <edge from-layer="1" from-port="1" to-layer="2" to-port="0"/>
+  </edges>
+</net>
+"""
+TINY_ONNX = base64.b64decode(
+    "CAk6QAoMCgF4EgF5IgRSZWx1EgZkb2N0b3JaEwoBeBIOCgwIARIICgIIAQoCCARiEwoBeRIOCgwIARIICgIIAQoCCARCBAoAEBE="
+)
+TINY_GRAPHS = {Format.OPENVINO: ("tiny.xml", TINY_IR.encode()), Format.ONNX: ("tiny.onnx", TINY_ONNX)}
+TRAINING_MODULES = (
+    *("torch", "torchvision", "timm", "safetensors", "nncf", "onnx", "onnxscript"),
+    *("sklearn", "matplotlib", "rich", "platformdirs"),
+)
+DISK_BYTES = 2_000_000_000  # a training run and its cache of decoded images
+
+
+class Status(StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARN = "warn"  # edge-ad runs, or runs in part
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was looked at, what was found, and what to do about it."""
+
+    name: str
+    status: Status
+    found: str
+    remedy: str = ""
+
+
+@click.command("doctor")
+@json_option
+def command(json_target: str | None) -> None:
+    """Check this installation.
+
+    A warning means that something is not there which not everybody needs. Exit code 1 where a check fails.
+    """
+    checks = list(run_checks())
+    if json_target is not None:
+        write_json(json_target, to_plain(checks))
+    else:
+        write_table([(c.status, c.name, f"{c.found}; {c.remedy}" if c.remedy else c.found) for c in checks])
+    failed = [check.name for check in checks if check.status is Status.FAIL]
+    if failed:
+        raise EdgeAdError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
+
+
+def run_checks() -> Iterator[Check]:
+    """All checks, one after the other. A check never raises: what it finds is its result."""
+    yield Check("python", Status.OK, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield check_module("numpy", "numpy")
+    yield check_module("OpenCV", "cv2")
+    installed = [graph_format for graph_format in Format if _is_installed(graph_format)]
+    if not installed:
+        yield Check("engine", Status.FAIL, "none is installed", "pip install 'edge-ad[openvino]'")
+    for graph_format in installed:
+        yield check_engine(graph_format)
+    yield check_training()
+    yield from check_torchvision()
+    yield check_folder("working folder", Path.cwd())
+    yield check_folder("temporary folder", Path(tempfile.gettempdir()))
+    if find_spec("platformdirs"):
+        from edge_ad.data.cache import default_cache_dir
+
+        yield check_folder("image cache", default_cache_dir(), "set EDGE_AD_CACHE to a folder with room")
+
+
+def check_module(name: str, module: str) -> Check:
+    """Does a package of the base install load?"""
+    try:
+        loaded = import_module(module)
+    except ImportError as error:
+        return Check(name, Status.FAIL, f"does not load ({error})", "pip install --force-reinstall edge-ad")
+    return Check(name, Status.OK, loaded.__version__)
+
+
+def check_engine(graph_format: Format) -> Check:
+    """Does the engine of a format load, compile a graph and compute it?"""
+    engine = ENGINES[graph_format]
+    try:
+        module = import_engine(graph_format)
+        with tempfile.TemporaryDirectory() as folder:
+            name, content = TINY_GRAPHS[graph_format]
+            path = Path(folder, name)
+            path.write_bytes(content)
+            session = open_session(path, graph_format)
+            got = session.fetch(session.run({"x": np.array([[-1, 0, 1, 2]], np.float32)})["y"]).tolist()
+            session.close()
+    except EdgeAdError as error:
+        return Check(engine.package, Status.FAIL, str(error), f"pip install --force-reinstall {engine.package}")
+    if got != [[0, 0, 1, 2]]:
+        return Check(engine.package, Status.FAIL, f"computes {got} where [[0, 0, 1, 2]] is right", "report this")
+    devices = ", ".join(device.name for device in module.devices())
+    return Check(engine.package, Status.OK, f"{_engine_version(engine.package)}, computes; devices: {devices}")
+
+
+def check_training() -> Check:
+    """Is the training extra whole?"""
+    missing = [module for module in TRAINING_MODULES if not find_spec(module)]
+    name = "training extra"
+    if not missing:
+        return Check(name, Status.OK, f"torch {installed_version('torch')}, timm {installed_version('timm')}")
+    found = "not installed" if len(missing) == len(TRAINING_MODULES) else f"lacks {', '.join(missing)}"
+    return Check(name, Status.WARN, found, "needed to train, evaluate and export: pip install 'edge-ad[train]'")
+
+
+def check_torchvision() -> Iterator[Check]:
+    """Is torchvision the release that goes with torch? It names that torch in its own metadata."""
+    torch = installed_version("torch")
+    if not torch or not installed_version("torchvision"):
+        return
+    wanted = [line.split("==")[1] for line in requires("torchvision") or () if line.startswith("torch==")]
+    found = f"torchvision {installed_version('torchvision')} with torch {torch}"
+    if wanted and torch.partition("+")[0] != wanted[0]:
+        yield Check(
+            "torchvision", Status.FAIL, f"{found}, but it is made for {wanted[0]}", f"install torch {wanted[0]}"
+        )
+    else:
+        yield Check("torchvision", Status.OK, found)
+
+
+def check_folder(name: str, folder: Path, remedy: str = "free some space, or work elsewhere") -> Check:
+    """Can ``folder``, or what is there of its path, be written to, and is there room?"""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        return Check(name, Status.FAIL, f"{folder}: no permission to write", remedy)
+    free_bytes = shutil.disk_usage(there).free
+    status = Status.OK if free_bytes >= DISK_BYTES else Status.WARN
+    return Check(name, status, f"{folder}: {free_bytes / 1e9:.1f} GB free", "" if status is Status.OK else remedy)
+
+
+def _engine_version(package: str) -> str:
+    names = [package, *(name for name in ENGINE_PACKAGES if name.startswith(f"{package}-"))]  # onnxruntime-gpu
+    return next((found for name in names if (found := installed_version(name))), "of unknown version")
+
+
+def _is_installed(graph_format: Format) -> bool:
+    return find_spec(ENGINES[graph_format].package) is not None

@@ -1,0 +1,35 @@
+"""``edge-ad verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edge_ad.bundle.files import read_bundle
+from edge_ad.cli.options import device_option, precision_option, write_table
+from edge_ad.runtime.detector import open_detector
+from edge_ad.runtime.session import ExecutionPrecision
+from edge_ad.runtime.verify import verify_bundle
+
+
+@click.command("verify")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@device_option
+@precision_option
+def command(bundle: Path, device: str, precision: str) -> None:
+    """Prove that a bundle is unchanged and computes what it should.
+
+    Every file's SHA-256 is compared with the manifest; then the golden images run on the device, and their scores must
+    be those recorded at export. Exit code 2: the bundle was changed; 3: it computes something else here.
+    """
+    found = read_bundle(bundle)
+    files = found.manifest.files
+    click.echo(f"{len(files)} files, {sum(file.size_bytes for file in files) / 1e6:.1f} MB: unchanged")
+    with open_detector(found.path, found.manifest, device, precision=ExecutionPrecision(precision)) as detector:
+        click.echo(detector)
+        checks = verify_bundle(detector, found)
+    header = ("golden image", "expected", "got", "off by", "at most")
+    rows = [(c.label, f"{c.expected:.6g}", f"{c.got:.6g}", f"{c.error:.2g}", f"{c.tolerance:.2g}") for c in checks]
+    write_table([header, *rows], right=(1, 2, 3, 4))
+    click.echo("verified")

@@ -1,0 +1,114 @@
+"""verify and inspect."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tiny_bundle import tiny_manifest
+
+from edge_ad.bundle.files import read_manifest
+from edge_ad.bundle.manifest import Format, Manifest
+from edge_ad.cli import verify
+
+
+@pytest.mark.parametrize("graph_format", Format)
+def test_verify_a_good_bundle(run, tiny_bundle, graph_format):
+    code, out, err = run("verify", tiny_bundle(graph_format=graph_format))
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].endswith("MB: unchanged")
+    assert [line.split()[0] for line in lines[-3:]] == ["normal", "anomalous", "verified"]
+    assert f"{graph_format} on CPU" in lines[1]
+
+
+def test_verify_finds_another_result(run, tiny_bundle):
+    bundle = tiny_bundle()
+    plain = json.loads((bundle / "manifest.json").read_text())
+    plain["golden"][1]["raw_score"] += 0.5
+    (bundle / "manifest.json").write_text(json.dumps(plain))
+    code, out, err = run("verify", bundle)
+    assert code == 3
+    assert "verified" not in out
+    assert err.startswith("error: on CPU in ")
+    assert "anomalous: expected" in err
+
+
+def test_verify_finds_a_changed_file(run, tiny_bundle):
+    bundle = tiny_bundle()
+    graph = bundle / "graphs" / "shared.xml"
+    graph.write_bytes(graph.read_bytes().replace(b"features", b"featurez"))
+    code, out, err = run("verify", bundle)
+    assert (code, out) == (2, "")
+    assert "graphs/shared.xml has another SHA-256" in err
+
+
+def test_verify_on_another_device(run, tiny_bundle, monkeypatch):
+    bundle, calls = tiny_bundle(), []
+    assert run("verify", bundle, "-d", "GPU.7").code == 4
+
+    def open_detector(path, manifest, device, *, precision):
+        calls.append((device, precision))
+        return real(path, manifest)
+
+    real = verify.open_detector
+    monkeypatch.setattr(verify, "open_detector", open_detector)
+    assert run("verify", bundle, "--device", "AUTO", "--precision", "bf16").code == 0
+    assert calls == [("AUTO", "bf16")]
+
+
+def test_inspect(run, tiny_bundle):
+    bundle = tiny_bundle()
+    manifest = read_manifest(bundle)
+    code, out, err = run("inspect", bundle)
+    assert (code, err) == (0, "")
+    for expected in (
+        "padim, resnet18 (components 50)",
+        str(manifest.setup),
+        repr(manifest.setup.grid),
+        "score 1.2, map 0.9 (raw), scaled by image: fixed",
+        "4 x head",
+        "0.00 GFLOP per image",
+        "head r01_c01",
+        "12 training images",
+        "2026-01-02T03:04:05+00:00",
+    ):
+        assert expected in out, expected
+
+
+def test_inspect_adds_up(run, tiny_bundle):
+    bundle = tiny_bundle()
+    found = run("inspect", bundle, "--json").json
+    assert Manifest.from_json(found["manifest"]) == read_manifest(bundle)
+    totals = found["totals"]
+    on_disk = sum(path.stat().st_size for path in bundle.rglob("*.*") if path.name != "manifest.json")
+    assert totals["size_bytes"] == on_disk
+    assert totals["size_bytes"] == totals["shared_bytes"] + sum(totals["head_bytes"]) + totals["golden_bytes"]
+    # Each of five graphs has 2 parameters and 1000 operations; four tiles, each through the extractor and its head
+    assert (totals["tiles"], totals["models"], totals["parameters"]) == (4, 4, 10)
+    assert totals["flops_per_image"] == 4 * (1000 + 1000)
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_a_folder_that_is_no_bundle(run, tmp_path, command):
+    code, _, err = run(command, tmp_path)
+    assert code == 2
+    assert err == f"error: {tmp_path} is not a bundle: it has no manifest.json\n"
+
+
+def test_inspect_writes_json_to_a_file(run, tiny_bundle, tmp_path):
+    bundle = tiny_bundle()
+    assert run("inspect", bundle, "--json", tmp_path / "x.json").out == ""
+    assert json.loads((tmp_path / "x.json").read_text()) == run("inspect", bundle, "--json", "-").json
+
+
+def test_inspect_without_seams(run, tiny_bundle):
+    manifest = tiny_manifest()
+    plain = manifest.to_json()
+    plain["merge"]["seam_band"] = 0.0
+    plain["graphs"] = []
+    changed = tiny_bundle()
+    stored = json.loads((changed / "manifest.json").read_text())
+    stored["merge"] = plain["merge"]
+    (changed / "manifest.json").write_text(json.dumps(stored))
+    assert "no seam smoothing" in run("inspect", changed).out

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+from datetime import datetime
+
+import cv2
+import numpy as np
+import pytest
+from tiny_bundle import expected_score, some_image, tiny_manifest, tiny_setup
+
+from edge_ad.cli import predict
+from edge_ad.imaging import read_image, write_png
+
+SIZE = tiny_setup().image_size
+
+
+def records(output):
+    return [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+
+
+def test_every_image_gets_a_line_an_overlay_and_a_mask(run, bundle, images, tmp_path):
+    output = tmp_path / "out"
+    code, out, err = run("predict", bundle, images, "-o", output)
+    assert code == 0
+    assert [line.split()[1] for line in out.splitlines()] == ["normal", "anomalous"]
+    assert err == f"2 inspected, 1 anomalous, 0 failed; see {output / 'results.jsonl'}\n"
+
+    grey, noise = records(output)
+    assert grey["source"] == str(images / "grey.png")
+    assert datetime.fromisoformat(grey["time_utc"]).utcoffset().total_seconds() == 0
+    assert (grey["pred_label"], noise["pred_label"]) == (False, True)
+    assert noise["raw_score"] == pytest.approx(expected_score(some_image(tiny_setup()), tiny_manifest()), rel=1e-5)
+    assert noise["pred_score"] == pytest.approx(min(1, (noise["raw_score"] - 0.2) / 1.2), rel=1e-5)  # scale 0.2 .. 0.8
+    assert len(noise["tile_scores"]) == 4
+    assert noise["raw_score"] == pytest.approx(np.mean(noise["tile_scores"]), rel=1e-6)
+    assert noise["timings_ms"]["total"] > 0
+    assert noise["map_size"] == noise["image_size"] == list(SIZE)
+    assert noise["regions"][0]["max_score"] >= noise["regions"][-1]["max_score"] >= 0.5
+    assert grey["regions"] == []
+    mask = read_image(output / noise["mask"])
+    assert set(np.unique(mask)) == {0, 255}
+    assert (mask[:, :, 0] > 0).sum() == sum(region["area_px"] for region in noise["regions"])
+    assert not read_image(output / grey["mask"]).any()
+    assert read_image(output / noise["overlay"]).shape == (*SIZE, 3)
+
+
+def test_outputs_have_the_size_of_the_image(run, bundle, tmp_path):
+    write_png(tmp_path / "large.png", np.full((101, 83, 3), 90, np.uint8))
+    assert run("predict", bundle, tmp_path / "large.png", "-o", tmp_path / "out").code == 0
+    (record,) = records(tmp_path / "out")
+    assert (record["image_size"], record["map_size"]) == ([101, 83], list(SIZE))
+    for kind in ("overlay", "mask"):
+        assert read_image(tmp_path / "out" / record[kind]).shape[:2] == (101, 83)
+
+
+def test_equal_names_do_not_overwrite_each_other(run, bundle, tmp_path):
+    values = {"a/part.png": 10, "b/part.png": 20, "b/PART.png": 30, "b/part-2.png": 40}
+    for name, value in values.items():
+        write_png(tmp_path / name, np.full((*SIZE, 3), value, np.uint8))
+    assert run("predict", bundle, tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out").code == 0
+    written = records(tmp_path / "out")
+    assert len({record["overlay"].casefold() for record in written}) == len(values)
+    for record in written:
+        corner = read_image(tmp_path / "out" / record["overlay"])[-1, -1]
+        assert abs(int(corner[0]) - int(read_image(record["source"])[-1, -1, 0])) <= 1  # grey: no heat
+
+
+def test_a_corrupt_image_among_many(run, bundle, images, tmp_path):
+    (images / "hurt.png").write_bytes((images / "noise.png").read_bytes()[:200])
+    code, out, err = run("predict", bundle, images, "-o", tmp_path / "out")
+    assert code == 1
+    assert len(out.splitlines()) == 2
+    first, summary, last = err.splitlines()
+    assert first == f"error: {images / 'hurt.png'}: the file is truncated; copy it again"
+    assert summary.startswith("2 inspected, 1 anomalous, 1 failed")
+    assert last.startswith("error: 1 of 3 images could not be read")
+    grey, hurt, noise = records(tmp_path / "out")
+    assert hurt["error"].endswith("the file is truncated; copy it again")
+    assert hurt.keys() == {"source", "time_utc", "error"}
+    assert "error" not in grey | noise
+
+
+def test_earlier_results_are_replaced_only_when_asked(run, bundle, images, tmp_path):
+    output = tmp_path / "out"
+    assert run("predict", bundle, images, "-o", output).code == 0
+    (output / "notes.txt").write_text("mine")
+    code, _, err = run("predict", bundle, images / "grey.png", "-o", output)
+    assert code == 2
+    assert "holds earlier results; choose another -o, or pass --overwrite" in err
+    assert len(records(output)) == 2
+    assert run("predict", bundle, images / "grey.png", "--overwrite", "-o", output).code == 0
+    assert len(records(output)) == 1
+    assert sorted(path.name for path in output.rglob("*.*")) == ["grey.png", "grey.png", "notes.txt", "results.jsonl"]
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(run, bundle, images):
+    before = sorted(images.iterdir())
+    code, _, err = run("predict", bundle, images, "--overwrite", "-o", images)
+    assert code == 2
+    assert "is not empty and holds no earlier results" in err
+    assert sorted(images.iterdir()) == before
+    assert "is not a folder" in run("predict", bundle, images, "-o", images / "grey.png").err
+
+
+@pytest.mark.parametrize(("name", "message"), [("nix.png", "not found"), ("empty", "holds no image")])
+def test_bad_sources_stop_before_anything_is_written(run, bundle, images, tmp_path, name, message):
+    (tmp_path / "empty").mkdir()
+    code, out, err = run("predict", bundle, images, tmp_path / name, "-o", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_fail_on_anomaly(run, bundle, images, tmp_path):
+    code, _, err = run("predict", bundle, images, "--fail-on-anomaly", "-o", tmp_path / "a")
+    assert code == 3
+    assert err.endswith("error: 1 of 2 images are anomalous\n")
+    assert run("predict", bundle, images / "grey.png", "--fail-on-anomaly", "-o", tmp_path / "b").code == 0
+
+
+def test_score_merge(run, bundle, images, tmp_path):
+    assert run("predict", bundle, images, "--score-merge", "max", "-o", tmp_path / "out").code == 0
+    noise = records(tmp_path / "out")[1]
+    assert noise["raw_score"] == max(noise["tile_scores"])
+
+
+def test_tiles_are_drawn(run, bundle, images, tmp_path):
+    grey = images / "grey.png"
+    run("predict", bundle, grey, "-o", tmp_path / "plain")
+    run("predict", bundle, grey, "--tiles", "-o", tmp_path / "tiles")
+    plain, tiles = (read_image(tmp_path / name / "overlays" / "grey.png") for name in ("plain", "tiles"))
+    assert (plain[23] != tiles[23]).any()  # the border between the two rows of tiles
+
+
+def test_bits(run, bundle, tmp_path):
+    image = np.zeros((*SIZE, 3), np.uint16)
+    image[:, :, 0] = 4095  # blue, as OpenCV writes it
+    cv2.imwrite(str(tmp_path / "deep.png"), image)
+    deep = tmp_path / "deep.png"
+    scores = {}
+    for bits in (12, 16):
+        assert run("predict", bundle, deep, "--bits", bits, "-o", tmp_path / str(bits)).code == 0
+        scores[bits] = records(tmp_path / str(bits))[0]["raw_score"]
+    blue = np.zeros((*SIZE, 3), np.uint8)
+    blue[:, :, 2] = 255
+    assert scores[12] == pytest.approx(expected_score(blue, tiny_manifest()), rel=1e-5)
+    assert scores[16] < scores[12]
+    code, _, err = run("predict", bundle, deep, "--bits", 11, "-o", tmp_path / "11")
+    assert code == 1
+    assert "exceeds the declared 11 bits" in err
+
+
+def test_device_and_precision_reach_the_runtime(run, bundle, images, tmp_path, monkeypatch):
+    calls = []
+
+    def load(bundle, device, *, precision, score_merge):
+        calls.append((device, precision))
+        return real(bundle, score_merge=score_merge)
+
+    real = predict.load
+    monkeypatch.setattr(predict, "load", load)
+    assert run("predict", bundle, images, "-d", "NPU", "--precision", "f16", "-o", tmp_path / "out").code == 0
+    assert calls == [("NPU", "f16")]
+
+
+def test_a_device_that_is_not_there(run, bundle, images, tmp_path):
+    code, _, err = run("predict", bundle, images, "--device", "GPU.7", "-o", tmp_path / "out")
+    assert code == 4
+    assert "found: CPU" in err
+    assert not (tmp_path / "out").exists()
