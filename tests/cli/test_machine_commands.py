@@ -108,3 +108,9 @@ def test_doctor_looks_for_room_and_permission(monkeypatch, tmp_path):
     assert doctor.check_folder("cache", tmp_path).status is Status.WARN
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
     assert doctor.check_folder("cache", tmp_path / "not", "go elsewhere").status is Status.FAIL
+
+
+def test_doctor_reports_a_base_package_that_does_not_load():
+    check = doctor.check_module("OpenCV", "cv2_that_is_not_there")
+    assert check.status is Status.FAIL
+    assert "does not load (No module named 'cv2_that_is_not_there')" in check.found
