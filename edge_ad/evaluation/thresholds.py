@@ -2,87 +2,172 @@
 
 Rules, as the command line takes them:
 
-``sigma:K``     mean + K standard deviations of the normal values (the default, K = 3)
-``quantile:Q``  the Q-quantile of the normal values; wants 1 / (1 - Q) images
-``max``         the largest normal value
+``sigma:K``     mean + K standard deviations of the normal values; 2 images or more; the default, with K = 3
+``quantile:Q``  the Q-quantile of the normal values, 0 < Q < 1; 1 / (1 - Q) images or more, so that one may lie above
+``max``         the largest normal value; 2 images or more
+``f1``          the threshold of highest F1; labelled images of both kinds
+
+Symbols: n images. A value at the threshold or above is anomalous.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from edge_ad.bundle.manifest import Scale
-from edge_ad.errors import InputError, TooFewImagesError
+from edge_ad.errors import InputError, NonFiniteValuesError, TooFewImagesError, UndefinedMetricError
 
 DEFAULT_RULE = "sigma:3"
 MINIMUM_IMAGES = 2
 
 
-def threshold(rule: str, values: NDArray[np.floating]) -> float:
-    """The threshold that ``rule`` puts on values (n,) of normal images.
+class Statistic(StrEnum):
+    """What a rule takes of the values."""
 
-    >>> threshold("sigma:2", np.array([1.0, 3.0])), threshold("max", np.array([1.0, 3.0]))
-    (4.0, 3.0)
+    SIGMA = "sigma"
+    QUANTILE = "quantile"
+    MAX = "max"
+    F1 = "f1"
+
+
+@dataclass(frozen=True)
+class ThresholdRule:
+    """A rule; ``parameter`` is K or Q, None for those without."""
+
+    statistic: Statistic
+    parameter: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ThresholdRule:
+        """The rule written as ``text``; `str` is the inverse.
+
+        >>> ThresholdRule.parse("quantile:0.99")
+        ThresholdRule(statistic=<Statistic.QUANTILE: 'quantile'>, parameter=0.99)
+
+        Raises:
+            InputError: unknown, or its number is missing, superfluous or out of range.
+        """
+        name, colon, number = text.partition(":")
+        try:
+            statistic, parameter = Statistic(name), float(number) if colon else None
+        except ValueError as error:
+            raise _unknown(text) from error
+        match statistic:
+            case Statistic.SIGMA:
+                valid = parameter is not None and 0 < parameter < math.inf
+            case Statistic.QUANTILE:
+                valid = parameter is not None and 0 < parameter < 1
+            case _:
+                valid = parameter is None
+        if not valid:
+            raise _unknown(text)
+        return cls(statistic, parameter)
+
+    def __str__(self) -> str:
+        return self.statistic if self.parameter is None else f"{self.statistic}:{self.parameter:.15g}"
+
+    @property
+    def minimum_images(self) -> int:
+        """Number of normal images the rule needs."""
+        if self.statistic is Statistic.QUANTILE and self.parameter is not None:
+            # 1 / (1 - 0.99) is 100 and a little in floating point
+            return max(MINIMUM_IMAGES, math.ceil(round(1 / (1 - self.parameter), 6)))
+        return 1 if self.statistic is Statistic.F1 else MINIMUM_IMAGES
+
+    def fit(self, values: ArrayLike, labels: ArrayLike | None = None) -> float:
+        """The threshold for values (n,), all normal where ``labels`` (n,), true for anomalous, is None.
+
+        >>> ThresholdRule.parse("sigma:2").fit([1.0, 3.0])
+        4.0
+
+        Raises:
+            TooFewImagesError: fewer normal values than the rule needs.
+            UndefinedMetricError: ``f1`` without labels, or with labels of one kind.
+            NonFiniteValuesError: a value is NaN or infinite.
+        """
+        values = _finite(values)
+        if self.statistic is Statistic.F1:
+            if labels is None:
+                raise UndefinedMetricError(
+                    "threshold rule 'f1' needs labelled images, normal and anomalous; choose another for normal images"
+                )
+            return f1_threshold(values, labels)
+        normal = _normal(values, labels)
+        if len(normal) < self.minimum_images:
+            raise TooFewImagesError(
+                f"threshold rule {str(self)!r} needs at least {self.minimum_images} held-out normal images, but got "
+                f"{len(normal)}; hold out more (--held-out), or choose another --threshold"
+            )
+        match self.statistic, self.parameter:
+            case Statistic.SIGMA, float(sigmas):
+                return float(normal.mean() + sigmas * normal.std())
+            case Statistic.QUANTILE, float(quantile):
+                return float(np.quantile(normal, quantile))
+            case _:
+                return float(normal.max())
+
+
+def f1_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
+    """The threshold of highest F1 for scores (n,): halfway between the lowest score it keeps and the next below.
 
     Raises:
-        InputError: unknown rule, or a number out of range.
-        TooFewImagesError: fewer values than the rule needs.
+        UndefinedMetricError: labels (n,) of one kind.
+        NonFiniteValuesError: a score is NaN or infinite.
     """
-    name, _, number = rule.partition(":")
-    parameter = _number(rule, number)
-    least = MINIMUM_IMAGES
-    if name == "quantile" and parameter is not None and 0 < parameter < 1:
-        least = max(least, math.ceil(round(1 / (1 - parameter), 6)))
-    if len(values) < least:
-        raise TooFewImagesError(
-            f"threshold rule {rule!r} needs at least {least} held-out normal images, but got {len(values)}; "
-            "hold out more (--held-out), or choose another --threshold"
-        )
-    if name == "sigma" and parameter is not None and parameter > 0:
-        return float(values.mean() + parameter * values.std())
-    if name == "quantile" and parameter is not None and 0 < parameter < 1:
-        return float(np.quantile(values, parameter))
-    if name == "max" and not number:
-        return float(values.max())
-    raise InputError(f"unknown threshold rule {rule!r}; expected sigma:3, quantile:0.99 or max")
-
-
-def f1_threshold(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> float:
-    """The threshold of highest F1 on labelled images: halfway between the lowest score it keeps and the next below."""
-    order = np.argsort(-scores, kind="stable")
+    scores, labels = _finite(scores), np.asarray(labels, bool)
+    if labels.all() or not labels.any():
+        raise UndefinedMetricError(f"F1 needs normal and anomalous images, but all {len(labels)} are of one kind")
+    order = np.argsort(-scores)
     ranked, hits = scores[order], np.cumsum(labels[order])
-    f1 = 2 * hits / (np.arange(1, len(scores) + 1) + labels.sum())
-    last = np.r_[ranked[1:] < ranked[:-1], True]  # a threshold takes all of equal scores
-    best = int(np.flatnonzero(last)[f1[last].argmax()])
-    below = ranked[best + 1] if best + 1 < len(ranked) else ranked[best]
-    return float((ranked[best] + below) / 2)
+    last = np.flatnonzero(np.append(ranked[1:] < ranked[:-1], True))  # a threshold takes all of equal scores
+    f1 = 2 * hits[last] / (last + 1 + labels.sum())
+    best = int(last[f1.argmax()])
+    kept, below = ranked[best], ranked[min(best + 1, len(ranked) - 1)]
+    halfway = (kept + below) / 2
+    return float(halfway if halfway > below else kept)  # neighbours in floating point have nothing between them
 
 
 def fit_scales(
-    rule: str, scores: NDArray[np.floating], map_maxima: NDArray[np.floating], map_low: float
+    rule: str, scores: ArrayLike, map_maxima: ArrayLike, map_low: float, labels: ArrayLike | None = None
 ) -> tuple[Scale, Scale]:
-    """Scales of image scores and of maps from held-out normal images.
+    """Scales of image scores and of maps.
 
     Args:
         rule: see the module docstring.
-        scores: (n,) raw image scores.
-        map_maxima: (n,) largest raw map value of each image: a normal image stays below the threshold everywhere.
-        map_low: raw map value shown as 0.
+        scores: (n,) raw image scores of held-out images.
+        map_maxima: (n,) largest raw map value of each: a normal image stays below the threshold everywhere.
+        map_low: raw map value shown as 0: the median over normal maps.
+        labels: (n,) true for anomalous; all normal where None.
+
+    Raises:
+        InputError and errors of `ThresholdRule.parse` and `ThresholdRule.fit`.
     """
-    score_threshold, map_threshold = threshold(rule, scores), threshold(rule, map_maxima)
-    return make_scale(float(scores.min()), score_threshold), make_scale(map_low, map_threshold)
+    chosen = ThresholdRule.parse(rule)
+    score_threshold, map_threshold = chosen.fit(scores, labels), chosen.fit(map_maxima, labels)
+    score_low = float(_normal(_finite(scores), labels).min())
+    return make_scale(score_low, score_threshold), make_scale(map_low, map_threshold)
 
 
-def make_scale(low: float, at: float) -> Scale:
+def make_scale(low: float, threshold: float) -> Scale:
     """A scale whose low lies truly below its threshold, also where all values were equal."""
-    return Scale(min(low, at - 1e-6 * max(1.0, abs(at))), at)
+    return Scale(min(low, threshold - 1e-6 * (abs(threshold) or 1.0)), threshold)
 
 
-def _number(rule: str, text: str) -> float | None:
-    try:
-        return float(text) if text else None
-    except ValueError as error:
-        raise InputError(f"threshold rule {rule!r}: {text!r} is not a number") from error
+def _finite(values: ArrayLike) -> NDArray[np.float64]:
+    values = np.asarray(values, np.float64)
+    if not np.isfinite(values).all():
+        raise NonFiniteValuesError(f"{np.count_nonzero(~np.isfinite(values))} of {len(values)} values are not finite")
+    return values
+
+
+def _normal(values: NDArray[np.float64], labels: ArrayLike | None) -> NDArray[np.float64]:
+    return values if labels is None else values[~np.asarray(labels, bool)]
+
+
+def _unknown(text: str) -> InputError:
+    return InputError(f"unknown threshold rule {text!r}; expected sigma:3, quantile:0.99, max or f1")
