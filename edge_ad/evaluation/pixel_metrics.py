@@ -1,9 +1,11 @@
-"""Pixel-level metrics from one sort of all pixels.
+"""Pixel-level metrics, exact, in the time of one sort.
 
-A set of a hundred images has tens of millions of pixels. ROC, precision-recall and per-region-overlap curves are all
-running sums over the pixels in descending order of their value, so the order is computed once. Exact: no bins.
+A set of a hundred images has tens of millions of pixels, of which perhaps one in a hundred is anomalous. Recall and
+region overlap change only at the values of anomalous pixels, so every curve is straight between them: the anomalous
+pixels are ranked, and of the normal ones it is enough to count how many lie above each anomalous value, which a sort
+of their bare values tells. No bins, no sampled thresholds.
 
-Symbols: K distinct pixel values, descending; P anomalous and Q normal pixels; R ground-truth regions.
+Symbols: P anomalous and Q normal pixels; K distinct values of anomalous pixels; R ground-truth regions.
 """
 
 from __future__ import annotations
@@ -15,127 +17,142 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ad.errors import NonFiniteValuesError, UndefinedMetricError
+from edge_ad.errors import InputError, MaskSizeError, NonFiniteValuesError, UndefinedMetricError
+from edge_ad.evaluation.curve import Curve
+from edge_ad.tiling import format_size
 
 PRO_LIMIT = 0.3
 CONNECTIVITY = 8
 
 
 @dataclass(frozen=True)
-class PixelCurves:
-    """Running sums at each distinct value, all pixels with at least that value counted as predicted.
-
-    Attributes:
-        values: (K,) float32, descending.
-        false_positive_rate: (K,) of the Q pixels outside all regions.
-        true_positive_rate: (K,) of the P pixels inside regions: recall.
-        precision: (K,).
-        region_overlap: (K,) mean over the R regions of the fraction covered.
-    """
-
-    values: NDArray[np.float32]
-    false_positive_rate: NDArray[np.float64]
-    true_positive_rate: NDArray[np.float64]
-    precision: NDArray[np.float64]
-    region_overlap: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
 class PixelMetrics:
-    """How well raw anomaly maps find the ground-truth regions, all images pooled.
+    """How well raw anomaly maps find the ground-truth regions, all images pooled; a pixel counts from ``>=`` on.
 
     Attributes:
-        auroc, aupr, f1_max: as for images, per pixel; ``aupr`` is average precision.
+        auroc: area under the ROC curve; ties count one half.
+        aupr: average precision: the step sum, not the trapezoid, which is optimistic between points.
+        f1_max: largest F1 over all thresholds, an oracle on these very images; at ``f1_max_threshold``.
         aupro: area under the per-region-overlap curve up to a false-positive rate of ``pro_limit``, divided by it.
         pro_limit, connectivity: what ``aupro`` means; limits are not comparable with each other.
         regions: number of ground-truth regions.
+        normal, anomalous: number of pixels.
     """
 
     auroc: float
     aupr: float
     f1_max: float
+    f1_max_threshold: float
     aupro: float
     pro_limit: float
     connectivity: int
     regions: int
+    normal: int
+    anomalous: int
+
+
+@dataclass(frozen=True, eq=False)
+class PixelCurves:
+    """Recall over false-positive rate, precision over recall, mean region overlap over false-positive rate."""
+
+    roc: Curve
+    precision_recall: Curve
+    pro: Curve
 
 
 def pixel_metrics(
     maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]], pro_limit: float = PRO_LIMIT
 ) -> tuple[PixelMetrics, PixelCurves]:
-    """Metrics and curves of raw maps (H, W) against masks (H, W); sizes may differ from image to image.
+    """Metrics and curves of raw maps float32 (H, W) against masks bool (H, W); sizes may differ between images.
+
+    Source of AUPRO: Bergmann et al., The MVTec Anomaly Detection Dataset (IJCV 2021), section 4.2, and its evaluation
+    code: a pixel outside all regions weighs 1 / Q in the false-positive rate, a pixel of region r weighs 1 / (|r| R) in
+    the overlap, and equal values enter together. A constant map gives half of ``pro_limit``.
 
     Raises:
         NonFiniteValuesError: a map holds NaN or infinity.
+        MaskSizeError: a mask and its map differ in size.
         UndefinedMetricError: no anomalous, or no normal pixel at all.
+        InputError: ``pro_limit`` is not in (0, 1].
     """
-    curves, regions = pixel_curves(maps, masks)
-    fpr, tpr, precision = curves.false_positive_rate, curves.true_positive_rate, curves.precision
-    f1 = 2 * precision * tpr / np.maximum(precision + tpr, 1e-12)
+    if not 0 < pro_limit <= 1:
+        raise InputError(f"expected a PRO limit in (0, 1], but got {pro_limit}")
+    pixels = _pool(maps, masks)
+    anomalous, normal = len(pixels.anomalous), len(pixels.normal)
+    order = np.argsort(-pixels.anomalous)
+    ranked = pixels.anomalous[order]
+    last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # equal values enter together
+    values = ranked[last]
+    true_positives = last + 1
+    false_positives = normal - np.searchsorted(pixels.normal, values, side="left")
+    above = normal - np.searchsorted(pixels.normal, values, side="right")
+    predicted = true_positives + false_positives
+    recall, precision = true_positives / anomalous, true_positives / predicted
+    overlap = np.minimum(np.cumsum(pixels.weight[order])[last], 1.0)
+    f1 = 2 * true_positives / (predicted + anomalous)
+    curves = PixelCurves(
+        roc=_vertices(above / normal, false_positives / normal, recall),
+        precision_recall=Curve(recall, precision),
+        pro=_vertices(above / normal, false_positives / normal, overlap),
+    )
     metrics = PixelMetrics(
-        auroc=area_under(fpr, tpr, 1.0),
-        aupr=float(np.sum(np.diff(tpr, prepend=0.0) * precision)),
+        auroc=curves.roc.area(),
+        aupr=float(np.sum(np.diff(recall, prepend=0.0) * precision)),
         f1_max=float(f1.max()),
-        aupro=area_under(fpr, curves.region_overlap, pro_limit),
+        f1_max_threshold=float(values[f1.argmax()]),
+        aupro=curves.pro.area(pro_limit),
         pro_limit=pro_limit,
         connectivity=CONNECTIVITY,
-        regions=regions,
+        regions=pixels.regions,
+        normal=normal,
+        anomalous=anomalous,
     )
     return metrics, curves
 
 
-def pixel_curves(maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]]) -> tuple[PixelCurves, int]:
-    """The curves, and the number of regions. Raises as `pixel_metrics`.
+@dataclass(frozen=True, eq=False)
+class _Pixels:
+    """All pixels of a set: ``normal`` (Q,) values ascending; ``anomalous`` (P,) values, and what each adds to PRO."""
 
-    Source: the evaluation code of MVTec AD: every pixel outside all regions weighs 1 / Q in the false-positive rate,
-    every pixel of region r weighs 1 / (|r| R) in the overlap, and of equal values only the last point stays.
-    """
-    values, sizes, regions = [], [], 0
-    for anomaly_map, mask in zip(maps, masks, strict=True):
-        if not np.isfinite(anomaly_map).all():
-            raise NonFiniteValuesError(f"anomaly map {len(values)} holds NaN or infinity")
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=CONNECTIVITY)
-        areas = stats[:, cv2.CC_STAT_AREA].astype(np.int32)
-        areas[0] = 0  # the background
-        values.append(anomaly_map.ravel())
-        sizes.append(areas[labels].ravel())
-        regions += count - 1
-    pooled, region_px = np.concatenate(values).astype(np.float32, copy=False), np.concatenate(sizes)
-    anomalous = int(np.count_nonzero(region_px))
-    normal = len(pooled) - anomalous
-    if not anomalous or not normal:
+    normal: NDArray[np.float32]
+    anomalous: NDArray[np.float32]
+    weight: NDArray[np.float64]
+    regions: int
+
+
+def _pool(maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]]) -> _Pixels:
+    total, anomalous_total = sum(mask.size for mask in masks), sum(int(np.count_nonzero(mask)) for mask in masks)
+    if anomalous_total in (0, total):
         raise UndefinedMetricError(
-            f"pixel metrics need normal and anomalous pixels, but all {len(pooled)} are "
-            + ("normal: no mask marks a region" if normal else "anomalous")
+            f"pixel metrics need normal and anomalous pixels, but all {total} are "
+            + ("anomalous" if anomalous_total else "normal: no mask marks a region")
         )
-    order = np.argsort(-pooled)
-    ranked, ranked_px = pooled[order], region_px[order]
-    del order, pooled, region_px
-    hits = ranked_px > 0
-    # Of equal values, only the point after the last one is on the curve
-    last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
-    true_positives = np.cumsum(hits, dtype=np.int64)[last]
-    weight = np.zeros(len(ranked_px))
-    np.divide(1.0 / regions, ranked_px, out=weight, where=hits)
-    curves = PixelCurves(
-        values=ranked[last],
-        false_positive_rate=(last + 1 - true_positives) / normal,
-        true_positive_rate=true_positives / anomalous,
-        precision=true_positives / (last + 1),
-        region_overlap=np.minimum(np.cumsum(weight)[last], 1.0),
-    )
-    return curves, regions
+    normal = np.empty(total - anomalous_total, np.float32)
+    anomalous, region_sizes, regions, filled = [], [], 0, 0
+    for index, (anomaly_map, mask) in enumerate(zip(maps, masks, strict=True)):
+        if anomaly_map.shape != mask.shape:
+            raise MaskSizeError(
+                f"anomaly map {index} is {format_size(anomaly_map.shape)}, but its mask {format_size(mask.shape)}"
+            )
+        if not np.isfinite(anomaly_map).all():
+            raise NonFiniteValuesError(f"anomaly map {index} holds NaN or infinity")
+        outside = anomaly_map.ravel()
+        if mask.any():
+            count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=CONNECTIVITY)
+            anomalous.append(anomaly_map[mask])
+            region_sizes.append(stats[labels[mask], cv2.CC_STAT_AREA])
+            regions += count - 1  # label 0 is the background
+            outside = anomaly_map[~mask]
+        normal[filled : filled + outside.size] = outside
+        filled += outside.size
+    normal.sort()
+    return _Pixels(normal, np.concatenate(anomalous), 1.0 / (np.concatenate(region_sizes) * float(regions)), regions)
 
 
-def area_under(x: NDArray[np.float64], y: NDArray[np.float64], limit: float) -> float:
-    """Trapezoidal area under the curve from (0, 0) through ascending ``x`` up to ``limit``, divided by ``limit``.
-
-    The point at the limit is interpolated linearly.
-
-    >>> area_under(np.array([0.5, 1.0]), np.array([1.0, 1.0]), 0.25)
-    0.25
-    """
-    x, y = np.r_[0.0, x, 1.0], np.r_[0.0, y, 1.0]
-    inside = x < limit
-    x_in, y_in = np.r_[x[inside], limit], np.r_[y[inside], np.interp(limit, x, y)]
-    return float(np.trapezoid(y_in, x_in) / limit)
+def _vertices(above: NDArray[np.float64], at: NDArray[np.float64], height: NDArray[np.float64]) -> Curve:
+    """From (0, 0) to (1, 1) over K values: flat up to the false-positive rate ``above`` the value, then straight to
+    (``at``, ``height``): vertical unless normal pixels tie with it."""
+    before = np.concatenate(([0.0], height[:-1]))
+    x = np.concatenate(([0.0], np.stack((above, at), axis=1).ravel(), [1.0]))
+    y = np.concatenate(([0.0], np.stack((before, height), axis=1).ravel(), [1.0]))
+    return Curve(x, y)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluation_fakes import BrightnessPredictor, BrightnessRaw, write_test_set
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from edge_ad.data.layouts import read_dataset, read_masks
+from edge_ad.errors import InputError, MaskSizeError, NonFiniteValuesError, UndefinedMetricError
+from edge_ad.evaluation.evaluate import evaluate, predict
+from edge_ad.evaluation.image_metrics import Confusion
+from edge_ad.evaluation.pixel_metrics import pixel_metrics
+from edge_ad.imaging import write_png
+
+
+def test_images_are_measured_at_the_threshold_given_and_by_kind_of_defect(tmp_path: Path):
+    # scores: good 10, 20; spot 90; scratch 60, 20
+    data = write_test_set(tmp_path)
+    found = evaluate(BrightnessPredictor(), data.images, data.samples, threshold=50)
+    assert found.predictions.scores.tolist() == [10, 20, 90, 60, 20]
+    assert found.image.auroc == pytest.approx((2 + 2 + 1.5) / 6)
+    assert found.image.confusion == Confusion(2, 0, 1, 2)
+    assert found.auroc_by_defect == pytest.approx({"scratch": (2 + 1.5) / 4, "spot": 1.0})
+    assert (found.image_size, found.labels.tolist()) == ((11, 13), [False, False, True, True, True])
+
+
+def test_pixels_are_compared_at_the_predictors_size_unless_told_otherwise(tmp_path: Path):
+    data = write_test_set(tmp_path)
+    found = evaluate(BrightnessPredictor(), data.images, data.samples, threshold=50, pro_limit=0.1)
+    # The masks on disk are two and three times larger; by nearest pixel they come back as they were made
+    masks = [(data.images[i, :, :, 0] > 10) & bool(sample.label) for i, sample in enumerate(data.samples)]
+    expected, _ = pixel_metrics(list(data.images[..., 0].astype(np.float32)), masks, 0.1)
+    assert found.pixel is not None
+    assert found.pixel.metrics == expected
+    assert (found.pixel.size, found.pixel.lost_masks, expected.regions) == ((11, 13), 0, 3)
+
+    larger = evaluate(BrightnessPredictor(), data.images, data.samples, threshold=50, metrics_size=(22, 39)).pixel
+    assert larger is not None
+    assert larger.size == (22, 39)
+    assert larger.metrics.anomalous == 6 * expected.anomalous
+    assert larger.metrics.normal == 6 * expected.normal
+
+
+def test_masks_that_vanish_at_the_size_of_the_comparison_are_counted(tmp_path: Path):
+    # At 4 rows nothing of the two scratches, one row of eleven, is left
+    data = write_test_set(tmp_path)
+    pixel = evaluate(BrightnessPredictor(), data.images, data.samples, threshold=50, metrics_size=(4, 13)).pixel
+    assert pixel is not None
+    assert (pixel.lost_masks, pixel.metrics.regions) == (2, 1)
+
+
+def test_a_set_without_masks_has_no_pixel_metrics(tmp_path: Path):
+    data = write_test_set(tmp_path, with_masks=False)
+    found = evaluate(BrightnessPredictor(), data.images, data.samples, threshold=50)
+    assert found.pixel is None
+    assert found.image.anomalous == 3
+
+
+def test_metrics_are_taken_on_raw_values_however_large(tmp_path: Path):
+    class Loud(BrightnessPredictor):
+        def raw(self, images: NDArray[np.uint8]) -> BrightnessRaw:
+            quiet = super().raw(images)
+            return replace(quiet, scores=1e4 * quiet.scores + 7, maps=1e4 * quiet.maps + 7)
+
+    data = write_test_set(tmp_path)
+    loud = evaluate(Loud(), data.images, data.samples, threshold=5e5)
+    quiet = evaluate(BrightnessPredictor(), data.images, data.samples, threshold=50)
+    assert loud.image.auroc == quiet.image.auroc
+    assert loud.image.confusion == quiet.image.confusion
+    assert loud.pixel is not None
+    assert quiet.pixel is not None
+    assert loud.pixel.metrics.aupro == quiet.pixel.metrics.aupro
+
+
+def test_batches_do_not_change_what_is_predicted(tmp_path: Path):
+    images = write_test_set(tmp_path).images
+    steps: list[tuple[int, int, str]] = []
+    predictor = BrightnessPredictor()
+    single = predict(predictor, images)
+    batched = predict(predictor, images, batch_size=2, progress=lambda *step: steps.append(step))
+    assert predictor.batches == [1, 1, 1, 1, 1, 2, 2, 1]
+    np.testing.assert_array_equal(single.scores, batched.scores)
+    np.testing.assert_array_equal(single.maps, batched.maps)
+    assert steps == [(2, 5, "evaluating"), (4, 5, "evaluating"), (5, 5, "evaluating")]
+    assert batched.ms_per_image > 0
+
+
+def test_time_is_counted_per_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ticks = iter([0.0, 0.008, 1.0, 1.012, 2.0, 2.005])  # seconds: 4, 6 and 5 ms per image in batches of 2, 2 and 1
+    monkeypatch.setattr("edge_ad.evaluation.evaluate.time.perf_counter", lambda: next(ticks))
+    predictions = predict(BrightnessPredictor(), write_test_set(tmp_path).images, batch_size=2)
+    assert predictions.ms_per_image == pytest.approx(5)
+
+
+def test_one_kind_of_image_is_refused_before_anything_runs(tmp_path: Path):
+    data, predictor = write_test_set(tmp_path), BrightnessPredictor()
+    with pytest.raises(UndefinedMetricError, match="all 2 test images are normal"):
+        evaluate(predictor, data.images[:2], data.samples[:2], threshold=50)
+    assert predictor.batches == []
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path):
+    data = write_test_set(tmp_path)
+    with pytest.raises(InputError, match="got 4 images and 5 samples"):
+        evaluate(BrightnessPredictor(), data.images[:4], data.samples, threshold=50)
+    write_png(data.samples[2].masks[0], np.zeros((22, 38), np.uint8))
+    with pytest.raises(MaskSizeError, match=r"is 22x38, but its image 2\.png is 22x39"):
+        evaluate(BrightnessPredictor(), data.images, data.samples, threshold=50)
+
+
+def test_a_predictor_that_gives_nan_is_refused(tmp_path: Path):
+    class Broken(BrightnessPredictor):
+        def raw(self, images: NDArray[np.uint8]) -> BrightnessRaw:
+            quiet = super().raw(images)
+            return replace(quiet, scores=np.full_like(quiet.scores, np.nan))
+
+    data = write_test_set(tmp_path)
+    with pytest.raises(NonFiniteValuesError, match="score of image 0"):
+        evaluate(Broken(), data.images, data.samples, threshold=50)
+
+
+@pytest.mark.data
+def test_ground_truth_of_a_real_set_against_scikit_learn():
+    if "EDGE_AD_DATA" not in os.environ:
+        pytest.skip("set EDGE_AD_DATA to a folder of real sets in MVTec layout")
+    samples = read_dataset(Path(os.environ["EDGE_AD_DATA"]) / "bsdata" / "ballscrew").test[::4]
+    size = (460, 1130)
+    masks = [read_masks(sample, size) for sample in samples]
+    rng = np.random.default_rng(0)
+    maps = [(rng.integers(0, 50, size) + 20 * mask).astype(np.float32) for mask in masks]
+    metrics, _ = pixel_metrics(maps, masks)
+    expected = roc_auc_score(np.concatenate(masks).ravel(), np.concatenate(maps).ravel())
+    assert metrics.auroc == pytest.approx(expected, abs=1e-9)
+    assert metrics.regions >= sum(sample.label for sample in samples)
