@@ -45,7 +45,7 @@ from edge_ad.exporters.quantisation import calibration_tiles, quantise
 from edge_ad.imaging import encode_png
 from edge_ad.methods.tile_model import Extract, TileModel, TileStream
 from edge_ad.progress import Progress, no_progress
-from edge_ad.runtime.detector import Detector, open_detector
+from edge_ad.runtime.detector import open_detector
 from edge_ad.runtime.session import ExecutionPrecision, Session
 from edge_ad.runtime.sessions import open_session
 from edge_ad.tiling import Location
@@ -55,7 +55,7 @@ from edge_ad.training.run_folder import RunFolder
 from edge_ad.training.torch_graph import TorchGraph, head_graph, shared_graph
 from edge_ad.training.trainer import TrainingImages
 
-PARITY_IMAGES = 8  # normal ones; as many with a planted defect
+PARITY_IMAGES = 16  # up to half of them normal, the others with a planted defect: ranks of fewer would say little
 REFIT_BATCH = 8
 VERIFY_TOLERANCE = 0.02  # of the distance from low to threshold
 
@@ -96,7 +96,7 @@ def export_run(
     run: RunFolder,
     images: TrainingImages,
     output: Path,
-    options: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
+    options: ExportOptions = ExportOptions(),
     progress: Progress = no_progress,
 ) -> Manifest:
     """Write the bundle ``output`` of a complete run and return its manifest.
@@ -180,7 +180,7 @@ def _write(
     files = writer.write(converted, stem, half=precision is not Precision.FP32)
     return Graph(
         role=role,
-        location=tuple(location) if location else None,
+        location=(location.row, location.col) if location else None,
         precision=precision,
         files=tuple(file_entry(stage, file.relative_to(stage).as_posix()) for file in files),
         keep_f32=role is Role.HEAD,
@@ -216,8 +216,9 @@ def _prove(
     progress: Progress,
 ) -> Manifest:
     """Add parity and golden images to ``manifest``, or raise where a gate is not met."""
-    normal = images.held_out[:PARITY_IMAGES]
-    probes = np.concatenate([normal, plant_defects(normal)])
+    normal = images.held_out[: PARITY_IMAGES // 2]
+    repeated = np.arange(PARITY_IMAGES - len(normal)) % len(normal)  # every defect is another
+    probes = np.concatenate([normal, plant_defects(normal[repeated])])
     progress(0, 3, "parity: torch")
     with run_detector(run, model) as detector:
         reference = raw_outputs(detector, probes)

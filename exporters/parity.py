@@ -43,7 +43,7 @@ def raw_outputs(detector: Detector, images: NDArray[np.uint8]) -> RawOutputs:
 
 
 def plant_defects(images: NDArray[np.uint8], seed: int = 0) -> NDArray[np.uint8]:
-    """A copy of ``images`` (n, H, W, 3) with one defect each: a small patch from elsewhere in it, brighter or darker."""
+    """A copy of ``images`` (n, H, W, 3) with one defect each: a small patch from elsewhere, brighter or darker."""
     rng = np.random.default_rng(seed)
     planted = images.copy()
     height, width = images.shape[1:3]
@@ -80,11 +80,20 @@ def compare(
 
 
 def rank_correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-    """Spearman's correlation of (n,) and (n,) without ties; 1 where either is constant."""
-    ranks = [np.argsort(np.argsort(values)).astype(np.float64) for values in (a, b)]
-    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return 1.0
-    return float(np.corrcoef(*ranks)[0, 1])
+    """Spearman's correlation of (n,) and (n,), ties ranked by their mean.
+
+    Where it is undefined: 1 if both sides are constant, for they agree, and 0 if only one is.
+    """
+    constant = [bool(np.ptp(values) == 0) for values in (a, b)]
+    if any(constant):
+        return float(all(constant))
+    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
+
+
+def _ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+    mean_ranks: NDArray[np.float64] = np.cumsum(counts) - (counts - 1) / 2
+    return mean_ranks[index]
 
 
 def check_parity(parity: Parity, precision: Precision, tolerance: float | None = None) -> None:
@@ -97,7 +106,7 @@ def check_parity(parity: Parity, precision: Precision, tolerance: float | None =
             f"more than {allowed:g} (run in {parity.execution_precision}); "
             "try another --precision, more calibration images, or state --parity-tolerance"
         )
-    if parity.score_rank_correlation < least_rank:
+    if not parity.score_rank_correlation >= least_rank:
         raise ParityError(
             f"{precision} scores rank {parity.images} images differently from the trained model "
             f"(Spearman {parity.score_rank_correlation:.3f}, at least {least_rank} wanted); "
@@ -118,6 +127,7 @@ def check_accuracy(
     before, after = (float(roc_auc_score(planted, outputs.scores)) for outputs in (reference, exported))
     if before - after > allowed:
         raise AccuracyDropError(
-            f"image AUROC on planted defects falls from {before:.4f} to {after:.4f}, more than --accuracy-drop {allowed}"
+            f"image AUROC on planted defects falls from {before:.4f} to {after:.4f}, "
+            f"more than --accuracy-drop {allowed}"
         )
     return before, after

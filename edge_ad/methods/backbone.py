@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,10 +57,11 @@ class Backbone(nn.Module):
 
         self.name = name
         try:
-            available = timm.create_model(name, pretrained=False, features_only=True).feature_info.get_dicts()
+            info: Any = timm.create_model(name, pretrained=False, features_only=True).feature_info
         except RuntimeError as error:
             close = ", ".join(timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5]) or "see timm.list_models()"
             raise BackboneError(f"backbone {name!r} cannot be built: {error}; similar: {close}") from error
+        available = info.get_dicts()
         indices = _tap_indices(name, available, layers)
         self.features = tuple(
             FeatureSpec(available[i]["module"], available[i]["num_chs"], available[i]["reduction"]) for i in indices

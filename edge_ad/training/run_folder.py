@@ -78,8 +78,11 @@ class RunFolder:
     def begin(cls, path: Path, settings: RunSettings, model: TileModel) -> RunFolder:
         """Start a run, or continue one that was begun with the same settings.
 
+        Args:
+            model: the method; continuing a run with random weights (``"none"``), its extractor takes those of the run.
+
         Raises:
-            RunMismatchError: ``path`` holds a run with other settings, or files of something else.
+            RunMismatchError: ``path`` holds a run with other settings or weights, or files of something else.
             OutputWriteError: the folder cannot be written.
         """
         path = Path(path)
@@ -90,25 +93,22 @@ class RunFolder:
                     f"{path} was made with other settings ({'; '.join(differences)}); "
                     "choose another -o, or repeat the settings to continue it"
                 )
+            run._take_up(model)
             return run
         if path.exists() and any(path.iterdir()):
             raise RunMismatchError(f"{path} is not empty and not a run folder; choose another -o")
-        save_tensors(path / "extractor.safetensors", model.extractor.state_dict())
         atomic.write_json(path / "run.json", to_plain(settings))
-        return cls(path, settings)
+        run = cls(path, settings)
+        run._take_up(model)
+        return run
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """Open an existing run. Raises `IncompleteRunError` where there is none, or run.json is damaged."""
         path = Path(path)
-        try:
-            text = (path / "run.json").read_text(encoding="utf-8")
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise IncompleteRunError(f"{path} is not a run folder: no run.json; make one with edge-ad train") from error
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            raise IncompleteRunError(f"{path}/run.json is damaged: {error}; train again") from error
+        if not (path / "run.json").is_file():
+            raise IncompleteRunError(f"{path} is not a run folder: no run.json; make one with edge-ad train")
+        value = _read_json(path / "run.json", "train again, into another folder")
         return cls(path, from_plain(RunSettings, value, f"{path}/run.json", IncompleteRunError))
 
     def head_path(self, location: Location) -> Path:
@@ -133,13 +133,16 @@ class RunFolder:
         atomic.write_json(self.path / "normalisation.json", to_plain(normalisation))
 
     def normalisation(self) -> Normalisation:
-        """Raises `IncompleteRunError` where training has not finished."""
+        """Raises `IncompleteRunError` where training has not finished, or normalisation.json is damaged."""
         path = self.path / "normalisation.json"
         if not path.exists() or self.missing():
             names = ", ".join(location.name for location in self.missing()) or "thresholds"
             raise IncompleteRunError(f"{self.path} is incomplete ({names} missing); run the same edge-ad train again")
         normalisation: Normalisation = from_plain(
-            Normalisation, json.loads(path.read_text(encoding="utf-8")), str(path), IncompleteRunError
+            Normalisation,
+            _read_json(path, "delete it and run the same edge-ad train again"),
+            str(path),
+            IncompleteRunError,
         )
         return normalisation
 
@@ -152,8 +155,33 @@ class RunFolder:
         return model
 
     def head(self, model: TileModel, location: Location) -> nn.Module:
-        """The fitted head of one tile model."""
-        return model.head_from_state(load_tensors(self.head_path(location)))
+        """The fitted head of one tile model. Raises `WrongWeightsError` where the file holds another method's."""
+        path = self.head_path(location)
+        state = load_tensors(path)
+        try:
+            return model.head_from_state(state)
+        except (KeyError, RuntimeError) as error:  # torch reports names and shapes as RuntimeError, on many lines
+            reason = " ".join(str(error).split())
+            raise WrongWeightsError(
+                f"{path} is no head of {model.name} for these tiles: {reason}; "
+                "delete it and run the same edge-ad train again"
+            ) from error
+
+    def _take_up(self, model: TileModel) -> None:
+        """Store the extractor of ``model``, or see that it is the one the fitted heads belong to."""
+        path = self.path / "extractor.safetensors"
+        own = model.extractor.state_dict()
+        if not path.exists() and len(self.missing()) == len(self.settings.setup.model_locations):
+            save_tensors(path, own)
+            return
+        stored = load_tensors(path)
+        same = stored.keys() == own.keys() and all(torch.equal(stored[key], value) for key, value in own.items())
+        if not same and self.settings.weights != "none":
+            raise RunMismatchError(
+                f"{self.path} was begun with other weights than this {self.settings.weights}; "
+                "choose another -o, or give the same weights to continue it"
+            )
+        fill(model.extractor, stored, str(path))
 
 
 def save_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -183,6 +211,13 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise WrongWeightsError(f"{path}: {key!r} holds NaN or infinity; delete it and run edge-ad train again")
     return state
+
+
+def _read_json(path: Path, remedy: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also text that is not UTF-8
+        raise IncompleteRunError(f"{path} is damaged: {error}; {remedy}") from error
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:

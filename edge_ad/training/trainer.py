@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from edge_ad.bundle.manifest import Normalisation, NormalisationStage, ScoreMerge
 from edge_ad.data.cache import CachedImages, open_cache
-from edge_ad.data.layouts import Dataset, Sample
-from edge_ad.errors import InputError, TooFewImagesError
+from edge_ad.data.layouts import Dataset, Sample, read_dataset
+from edge_ad.errors import DataNotFoundError, InputError, RunMismatchError, TooFewImagesError
 from edge_ad.imaging import PixelFormat
 from edge_ad.methods.tile_model import TileModel, TileStream
 from edge_ad.progress import Progress, no_progress
@@ -90,8 +90,47 @@ def read_training_images(
         fit_images, held_images = train.images[fit], train.images[out]
         fit_digests = tuple(train.digests[i] for i in fit)
         held_digests = tuple(train.digests[i] for i in out)
-    source = DataSource(str(root), layout, category, pixel_format, train.digest, fit_digests, held_digests)
+    source = DataSource(str(root.resolve()), layout, category, pixel_format, train.digest, fit_digests, held_digests)
     return TrainingImages(fit_images, held_images, source)
+
+
+def run_images(run: RunFolder, calibration: Path | None = None, *, progress: Progress = no_progress) -> TrainingImages:
+    """The images a run was trained on, or those of the folder ``calibration``, split as training splits them.
+
+    Raises:
+        RunMismatchError: the images are not those of the run.
+        DataNotFoundError and others of `read_dataset`: they are gone; name a folder with ``calibration``.
+    """
+    settings, data = run.settings, run.settings.data
+    root, layout, category = Path(data.root), data.layout, data.category
+    if calibration is not None:
+        root, layout, category = calibration, "folder", None
+    try:
+        dataset = read_dataset(root, layout, category)
+    except DataNotFoundError as error:
+        if calibration is not None:
+            raise
+        raise DataNotFoundError(
+            f"{error}; the run was trained on it: put it back, or name --calibration DIR"
+        ) from error
+    images = read_training_images(
+        dataset,
+        settings.setup,
+        root=root,
+        layout=layout,
+        category=category,
+        seed=settings.seed,
+        held_out=len(data.held_out) / (len(data.held_out) + len(data.training)),
+        pixel_format=data.pixel_format,
+        progress=progress,
+    )
+    found = (images.source.training, images.source.held_out)
+    if calibration is None and found != (data.training, data.held_out):
+        raise RunMismatchError(
+            f"the training images in {root} are not those the run was trained on; "
+            "put them back, or name --calibration DIR"
+        )
+    return images
 
 
 @dataclass(frozen=True)
