@@ -30,5 +30,8 @@ def write(model: ov.Model, stem: Path, *, half: bool) -> tuple[Path, ...]:
             make an "fp32" export something else.
     """
     path = stem.with_suffix(".xml")
-    ov.save_model(model, path, compress_to_fp16=half)
+    try:
+        ov.save_model(model, path, compress_to_fp16=half)
+    except RuntimeError as error:  # a full disk, in C++'s words
+        raise OSError(f"OpenVINO could not write {path.name}: {error}") from error
     return path, path.with_suffix(".bin")

@@ -1,0 +1,116 @@
+"""Thresholds by hand: two tiles side by side whose values can be read off the pixels.
+
+A tile of colour (3 a, 0, 0) has v = |mean - red| / 255 = 2 a / 255 everywhere, and tiny_bundle's heads give
+gain * v + offset: 1 v + 0 on the left, 1.25 v + 0.01 on the right. One brighter pixel makes the maximum, which is the
+tile's score, differ from the median.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_session import fake_detector
+from tiny_bundle import tiny_manifest, tiny_setup
+
+from edge_ad.bundle.manifest import Merge, NormalisationStage, ScoreMerge
+from edge_ad.errors import InputError, TooFewImagesError
+from edge_ad.training.calibration import fit_normalisation
+from edge_ad.training.detector import RAW
+
+SETUP = tiny_setup(image_size=(5, 14), tile_size=(5, 7), stride=(5, 7))
+LEVELS = [((10, 20), (30, 50)), ((12, 40), (30, 80)), ((20, 30), (10, 20))]  # image, tile: (a of most pixels, of one)
+GAIN, OFFSET = np.array([1.0, 1.25]), np.array([0.0, 0.01])
+
+
+def images():
+    made = np.zeros((len(LEVELS), 5, 14, 3), np.uint8)
+    for image, tiles in zip(made, LEVELS, strict=True):
+        for index, (most, one) in enumerate(tiles):
+            image[:, 7 * index : 7 * index + 7, 0] = 3 * most
+            image[2, 7 * index + 3, 0] = 3 * one
+    return made
+
+
+VALUES = np.array(LEVELS) * 2 / 255 * GAIN[:, None] + OFFSET[:, None]  # (image, tile, (median, maximum))
+
+
+def detector(score=ScoreMerge.MEAN):
+    # No seam smoothing: it would blend the two tiles
+    return fake_detector(replace(tiny_manifest(SETUP, normalisation=RAW), merge=Merge(score, 2.0, 0.0)))
+
+
+def median_of_maps(values):
+    """(image,) of values (image, tile, (of 34 pixels, of one))."""
+    return np.median(np.repeat(values, (34, 1), axis=2).reshape(len(values), -1), axis=1)
+
+
+def sigma3(values):
+    return values.mean() + 3 * np.sqrt(((values - values.mean()) ** 2).mean())
+
+
+def test_stage_image():
+    normalisation = fit_normalisation(detector(), images())
+    scores, maxima = VALUES[:, :, 1].mean(1), VALUES[:, :, 1].max(1)
+    medians = median_of_maps(VALUES)
+    assert normalisation.score.low == pytest.approx(scores.min(), rel=1e-6)
+    assert normalisation.score.threshold == pytest.approx(sigma3(scores), rel=1e-6)
+    assert normalisation.map.low == pytest.approx(np.median(medians), rel=1e-6)
+    assert normalisation.map.threshold == pytest.approx(sigma3(maxima), rel=1e-6)
+    assert (normalisation.tile_score, normalisation.tile_map) == ((), ())
+    assert normalisation.rule == "sigma:3 on 3 held-out normal images"
+
+
+def test_the_score_merge_is_the_detectors():
+    normalisation = fit_normalisation(detector(ScoreMerge.MAX), images(), rule="max")
+    assert normalisation.score.threshold == pytest.approx(VALUES[:, :, 1].max(), rel=1e-6)
+
+
+def test_stage_none_keeps_thresholds_of_raw_values():
+    none = fit_normalisation(detector(), images(), stage=NormalisationStage.NONE)
+    image = fit_normalisation(detector(), images())
+    assert none == replace(image, stage=NormalisationStage.NONE)
+
+
+def test_stage_tile():
+    normalisation = fit_normalisation(detector(), images(), stage=NormalisationStage.TILE)
+    scaled_scores, scaled_maps = np.empty((3, 2)), np.empty((3, 2, 2))
+    for tile in range(2):
+        medians, maxima = VALUES[:, tile].T
+        low, threshold = maxima.min(), sigma3(maxima)
+        assert normalisation.tile_score[tile].low == pytest.approx(low, rel=1e-6)
+        assert normalisation.tile_score[tile].threshold == pytest.approx(threshold, rel=1e-6)
+        scaled_scores[:, tile] = 0.5 * (maxima - low) / (threshold - low)
+        low = np.median(medians)
+        assert normalisation.tile_map[tile].low == pytest.approx(low, rel=1e-6)
+        assert normalisation.tile_map[tile].threshold == pytest.approx(threshold, rel=1e-6)
+        scaled_maps[:, tile] = 0.5 * (VALUES[:, tile] - low) / (threshold - low)
+    # Then the merged values of scaled tiles
+    assert normalisation.score.threshold == pytest.approx(sigma3(scaled_scores.mean(1)), rel=1e-5)
+    assert normalisation.score.low == pytest.approx(scaled_scores.mean(1).min(), abs=1e-6)
+    assert normalisation.map.low == pytest.approx(np.median(median_of_maps(scaled_maps)), abs=1e-6)
+
+
+def test_a_tile_of_a_larger_scale_does_not_rule_the_image():
+    """What stage "tile" is for: a defect on the quiet left tile stands out although the right one is always louder."""
+    quiet_defect = images()[:1].copy()
+    quiet_defect[0, 1, 1, 0] = 255  # a = 85 where normal is 20 to 40
+    scores = {}
+    for stage in (NormalisationStage.IMAGE, NormalisationStage.TILE):
+        raw = detector()
+        with_thresholds = raw.with_normalisation(fit_normalisation(raw, images(), stage=stage))
+        scores[stage] = with_thresholds(quiet_defect[0], color="rgb").pred_score
+    assert scores[NormalisationStage.TILE] > 0.5
+    assert scores[NormalisationStage.TILE] > scores[NormalisationStage.IMAGE]
+
+
+def test_progress_reaches_the_end():
+    seen = []
+    fit_normalisation(detector(), images(), stage=NormalisationStage.TILE, progress=lambda *step: seen.append(step))
+    assert seen == [(n, 3, what) for what in ("thresholds per tile", "thresholds") for n in (1, 2, 3)]
+
+
+def test_errors():
+    with pytest.raises(TooFewImagesError):
+        fit_normalisation(detector(), images()[:1])
+    with pytest.raises(InputError, match="unknown threshold rule 'mode'"):
+        fit_normalisation(detector(), images(), rule="mode")
