@@ -48,14 +48,14 @@ class PixelFormat:
 
     Args:
         bits: significant bits of 16-bit files (10 or 12 for many cameras); None: all 16. Eight-bit files have eight.
-        alpha: of files that have an alpha channel.
+        alpha: of files that have an alpha channel. Opacity fills its 8 or 16 bits, whatever ``bits`` says of colours.
     """
 
     bits: int | None = None
     alpha: Alpha = Alpha.DROP
 
 
-def read_image(path: Path, pixel_format: PixelFormat = PixelFormat()) -> NDArray[np.uint8]:  # noqa: B008 - frozen
+def read_image(path: Path, pixel_format: PixelFormat = PixelFormat()) -> NDArray[np.uint8]:
     """A JPEG, PNG, BMP or TIFF file as uint8 (H, W, 3) RGB.
 
     Grey is repeated over three channels; 16 bits scale by 255 / (2^bits - 1), rounded. EXIF orientation is ignored:
@@ -63,22 +63,27 @@ def read_image(path: Path, pixel_format: PixelFormat = PixelFormat()) -> NDArray
 
     Raises:
         UnreadableImageError: missing, empty, truncated, or no image.
-        PixelFormatError: float or other unusual pixels, or values beyond the declared bits.
+        PixelFormatError: float or other unusual pixels, values beyond the declared bits, or a transparent 8-bit TIFF.
     """
     decoded = _decode(Path(path))
-    if decoded.ndim == 3 and decoded.shape[2] in (2, 4):
-        decoded = _without_alpha(decoded, pixel_format.alpha)
+    colors, opacity = (decoded[:, :, :3], decoded[:, :, 3]) if _has_alpha(decoded) else (decoded, None)
     try:
-        eight = to_uint8(decoded, (pixel_format.bits or 16) if decoded.dtype == np.uint16 else None)
+        eight = to_uint8(colors, (pixel_format.bits or 16) if colors.dtype == np.uint16 else None)
     except FrameError as error:
         raise PixelFormatError(f"{path}: {error}") from error
-    if eight.ndim == 2:
-        return cv2.cvtColor(eight, cv2.COLOR_GRAY2RGB)
-    return cv2.cvtColor(eight, cv2.COLOR_BGR2RGB)
+    if opacity is not None and pixel_format.alpha != Alpha.DROP:
+        eight = _composite(eight, opacity, 255 if pixel_format.alpha == Alpha.WHITE else 0)
+    return _convert(eight, cv2.COLOR_GRAY2RGB if eight.ndim == 2 else cv2.COLOR_BGR2RGB)
+
+
+def image_size(path: Path) -> Size:
+    """(H, W) of an image file. Raises `UnreadableImageError`."""
+    height, width = _decode(Path(path)).shape[:2]
+    return height, width
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
-    """A ground-truth mask as bool (H, W): any channel above 0. Raises `UnreadableImageError`."""
+    """A ground-truth mask as bool (H, W): any channel but alpha above 0. Raises as `read_image`."""
     decoded = _decode(Path(path))
     if decoded.ndim == 3:
         decoded = decoded[:, :, :3].max(2)
@@ -97,7 +102,7 @@ def to_rgb(frame: NDArray[Any], color: Color | str, bits: int | None = None) -> 
         ColorError: unknown colour order.
         FrameError: rank, dtype or channels do not fit.
     """
-    if color not in [str(known) for known in Color]:
+    if color not in list(Color):
         raise ColorError(f"unknown color {color!r}; expected one of {', '.join(Color)}")
     if not isinstance(frame, np.ndarray):
         raise FrameError(f"expected a numpy array, but got {type(frame).__name__}")
@@ -107,8 +112,8 @@ def to_rgb(frame: NDArray[Any], color: Color | str, bits: int | None = None) -> 
         raise FrameError(f"expected a frame {shape} for color {str(color)!r}, but got shape {frame.shape}")
     eight = to_uint8(frame, bits)
     if color == Color.MONO:
-        return cv2.cvtColor(eight, cv2.COLOR_GRAY2RGB)
-    return eight if color == Color.RGB else cv2.cvtColor(eight, cv2.COLOR_BGR2RGB)
+        return _convert(eight, cv2.COLOR_GRAY2RGB)
+    return eight if color == Color.RGB else _convert(eight, cv2.COLOR_BGR2RGB)
 
 
 def to_uint8(pixels: NDArray[Any], bits: int | None) -> NDArray[np.uint8]:
@@ -126,8 +131,9 @@ def to_uint8(pixels: NDArray[Any], bits: int | None) -> NDArray[np.uint8]:
     largest = 2**bits - 1
     if int(pixels.max(initial=0)) > largest:
         raise FrameError(f"a pixel of {int(pixels.max())} exceeds the declared {bits} bits; declare more bits")
-    table = np.round(np.arange(largest + 1) * (255 / largest)).astype(np.uint8)
-    return table[pixels]
+    table: NDArray[np.uint8] = np.round(np.arange(largest + 1) * (255 / largest)).astype(np.uint8)
+    eight: NDArray[np.uint8] = table[pixels]
+    return eight
 
 
 def resize(image: NDArray[Any], size: Size) -> NDArray[Any]:
@@ -156,7 +162,7 @@ def resize_map(anomaly_map: NDArray[np.float32], size: Size) -> NDArray[np.float
     """``anomaly_map`` float32 (H, W) at ``size``, linearly."""
     if anomaly_map.shape == size:
         return anomaly_map
-    resized: NDArray[np.float32] = cv2.resize(anomaly_map, size[::-1], interpolation=cv2.INTER_LINEAR)
+    resized: NDArray[Any] = cv2.resize(anomaly_map, size[::-1], interpolation=cv2.INTER_LINEAR)
     return resized
 
 
@@ -173,12 +179,12 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def natural_sort(paths: Iterable[Path]) -> list[Path]:
-    """Paths by name, numbers in them by value."""
-    return sorted(paths, key=lambda path: [_part(part) for part in re.split(r"(\d+)", str(path))])
+    """Paths by name, numbers in them by value, letters whatever their case."""
+    return sorted(paths, key=lambda path: ([_part(part) for part in re.split(r"(\d+)", str(path))], str(path)))
 
 
-def _part(text: str) -> tuple[int, int, str]:
-    return (0, int(text), text) if text.isdecimal() else (1, 0, text.lower())
+def _part(text: str) -> tuple[int, str]:
+    return (int(text), "") if text.isdecimal() else (0, text.lower())
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
@@ -201,21 +207,28 @@ def _decode(path: Path) -> NDArray[Any]:
     if not content:
         raise UnreadableImageError(f"{path}: the file is empty")
     _check_whole(path, content)
-    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    try:
+        decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:  # too many pixels
+        raise UnreadableImageError(f"{path}: cannot be decoded ({error.err}); remove it or save it again") from error
     if decoded is None:
         raise UnreadableImageError(f"{path}: not a readable image; remove it or save it again")
+    if _is_tiff(content) and decoded.dtype == np.uint8 and _has_alpha(decoded) and decoded[:, :, 3].min() < 255:
+        # libtiff has multiplied the colours by the opacity, or not: OpenCV does not tell.
+        raise PixelFormatError(f"{path}: an 8-bit TIFF with transparent pixels is ambiguous; save it as PNG")
     return decoded
 
 
 def _check_whole(path: Path, content: bytes) -> None:
     """OpenCV fills the missing part of a truncated JPEG or PNG with grey and says nothing: look for the end marks."""
     if content.startswith(b"\xff\xd8"):
-        whole = b"\xff\xd9" in content[-2048:]  # cameras may append a few bytes after the end
+        # The end of the image, after the start of its last scan: the end of an embedded thumbnail lies before.
+        whole = content.rfind(b"\xff\xd9") > content.rfind(b"\xff\xda")
     elif content.startswith(b"\x89PNG\r\n\x1a\n"):
         whole = b"IEND" in content[-1024:]
     elif content.startswith(b"BM"):
         whole = len(content) >= 14 and len(content) >= struct.unpack_from("<I", content, 2)[0]
-    elif content[:4] in (b"II*\0", b"MM\0*"):
+    elif _is_tiff(content):
         whole = True  # strips lie anywhere in a TIFF; its decoder fails where one is missing
     else:
         raise UnreadableImageError(f"{path}: not a JPEG, PNG, BMP or TIFF file, whatever its name says")
@@ -223,11 +236,21 @@ def _check_whole(path: Path, content: bytes) -> None:
         raise UnreadableImageError(f"{path}: the file is truncated; copy it again")
 
 
-def _without_alpha(pixels: NDArray[Any], alpha: Alpha) -> NDArray[Any]:
-    colors, opacity = pixels[:, :, :-1], pixels[:, :, -1:].astype(np.float64)
-    if alpha is not Alpha.DROP:
-        largest = float(np.iinfo(pixels.dtype).max)
-        ground = largest if alpha is Alpha.WHITE else 0.0
-        weight = opacity / largest
-        colors = np.round(colors * weight + ground * (1 - weight)).astype(pixels.dtype)
-    return np.ascontiguousarray(colors[:, :, 0] if colors.shape[2] == 1 else colors)
+def _convert(pixels: NDArray[np.uint8], code: int) -> NDArray[np.uint8]:
+    converted: NDArray[Any] = cv2.cvtColor(pixels, code)
+    return converted
+
+
+def _is_tiff(content: bytes) -> bool:
+    return content[:4] in (b"II*\0", b"MM\0*")
+
+
+def _has_alpha(decoded: NDArray[Any]) -> bool:
+    return decoded.ndim == 3 and decoded.shape[2] == 4
+
+
+def _composite(colors: NDArray[np.uint8], opacity: NDArray[Any], ground: int) -> NDArray[np.uint8]:
+    """``colors`` (H, W, 3) over a uniform ``ground``, by ``opacity`` (H, W) of full range."""
+    weight = opacity[:, :, None] / np.iinfo(opacity.dtype).max
+    blended: NDArray[np.uint8] = np.round(colors * weight + ground * (1 - weight)).astype(np.uint8)
+    return blended

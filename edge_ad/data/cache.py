@@ -20,7 +20,7 @@ from edge_ad import atomic
 from edge_ad.bundle.files import sha256_file
 from edge_ad.data.layouts import Sample
 from edge_ad.errors import EmptyDataError, MixedSizesError, UnreadableImageError
-from edge_ad.imaging import PixelFormat, read_image, resize
+from edge_ad.imaging import PixelFormat, image_size, read_image, resize
 from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import Size, format_size
 
@@ -107,12 +107,6 @@ def common_size(paths: Sequence[Path]) -> Size:
     return first[1]
 
 
-def image_size(path: Path) -> Size:
-    """(H, W) of an image file. Raises `UnreadableImageError`."""
-    height, width = read_image(path).shape[:2]
-    return height, width
-
-
 def default_cache_dir() -> Path:
     """`EDGE_AD_CACHE`, or the user's cache folder."""
     if chosen := os.environ.get("EDGE_AD_CACHE"):
@@ -133,7 +127,7 @@ def _map(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
     """The cached array, or None where there is none of this shape."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):  # not there, or cut short by somebody else
+    except (OSError, EOFError, ValueError):  # not there, empty, or cut short by somebody else
         return None
     return array if array.shape == shape and array.dtype == np.uint8 else None
 

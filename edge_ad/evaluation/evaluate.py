@@ -10,12 +10,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ad.data.cache import image_size
 from edge_ad.data.layouts import Sample, read_masks
 from edge_ad.errors import InputError
 from edge_ad.evaluation.image_metrics import ImageCurves, ImageMetrics, check_labels, image_auroc, image_metrics
 from edge_ad.evaluation.pixel_metrics import PRO_LIMIT, PixelCurves, PixelMetrics, pixel_metrics
-from edge_ad.imaging import resize_map
+from edge_ad.imaging import image_size, resize_map
 from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import Size
 
