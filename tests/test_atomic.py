@@ -20,6 +20,12 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputWriteError, match="cannot write"):
+        atomic.write_text(tmp_path / "file" / "a.txt", "x")
+
+
 def test_json_refuses_nan(tmp_path):
     with pytest.raises(ValueError, match="Out of range float"):
         atomic.write_json(tmp_path / "a.json", float("nan"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edge_ad import atomic
 from edge_ad.bundle.files import sha256_file
 from edge_ad.data.layouts import Sample
-from edge_ad.errors import EmptyDataError, MixedSizesError, UnreadableImageError
+from edge_ad.errors import EmptyDataError, MixedSizesError, OutputWriteError, UnreadableImageError
 from edge_ad.imaging import PixelFormat, image_size, read_image, resize
 from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import Size, format_size
@@ -67,27 +67,14 @@ def open_cache(
     paths = [sample.path for sample in samples]
     with ThreadPoolExecutor() as pool:
         digests = tuple(pool.map(_digest, paths))
-        if size is None:
-            size = common_size(paths)
-        name = hashlib.sha256(repr((_VERSION, digests, size, pixel_format)).encode()).hexdigest()
-        path = (cache_dir or default_cache_dir()) / "images" / f"{name}.npy"
-        shape = (len(paths), *size, 3)
-        if (cached := _map(path, shape)) is None:
-
-            def write(temporary: Path) -> None:
-                array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-                _reserve(temporary)
-
-                def fill(index: int) -> None:
-                    array[index] = resize(read_image(paths[index], pixel_format), size)
-
-                for done, _ in enumerate(pool.map(fill, range(len(paths))), 1):
-                    progress(done, len(paths), "decoding images")
-                array.flush()
-
-            atomic.write_file(path, write)
-            cached = _map(path, shape)
-            assert cached is not None  # written just above
+    chosen = size or common_size(paths)
+    name = hashlib.sha256(repr((_VERSION, digests, chosen, pixel_format)).encode()).hexdigest()
+    path = (cache_dir or default_cache_dir()) / "images" / f"{name}.npy"
+    shape = (len(paths), *chosen, 3)
+    if (cached := _map(path, shape)) is None:
+        _write(path, shape, lambda index: resize(read_image(paths[index], pixel_format), chosen), progress)
+        cached = _map(path, shape)
+        assert cached is not None  # written just above
     return CachedImages(cached, digests)
 
 
@@ -130,6 +117,27 @@ def _map(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
     except (OSError, EOFError, ValueError):  # not there, empty, or cut short by somebody else
         return None
     return array if array.shape == shape and array.dtype == np.uint8 else None
+
+
+def _write(path: Path, shape: tuple[int, ...], image: Callable[[int], NDArray[np.uint8]], progress: Progress) -> None:
+    """Fill the array ``path`` with ``image(index)``, several at a time."""
+
+    def write(temporary: Path) -> None:
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        _reserve(temporary)
+
+        def fill(index: int) -> None:
+            array[index] = image(index)
+
+        with ThreadPoolExecutor() as pool:
+            for done, _ in enumerate(pool.map(fill, range(len(array))), 1):
+                progress(done, len(array), "decoding images")
+        array.flush()
+
+    try:
+        atomic.write_file(path, write)
+    except OutputWriteError as error:
+        raise OutputWriteError(f"{error} with EDGE_AD_CACHE") from error
 
 
 def _reserve(path: Path) -> None:

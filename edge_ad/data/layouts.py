@@ -3,20 +3,21 @@
 ========== =========================================================================================================
 layout     structure
 ========== =========================================================================================================
-``mvtec``  ``train/good``, ``test/good``, ``test/<defect>``, ``ground_truth/<defect>/<stem>_mask.png``
-``loco``   as mvtec, plus ``validation/good``; ``ground_truth/<defect>/<stem>/*.png``, several masks per image
+``mvtec``  ``train/good``, ``test/good``, ``test/<defect>``, ``ground_truth/<defect>/<stem>_mask.*``
+``loco``   as mvtec, plus ``validation/good``; ``ground_truth/<defect>/<stem>/*``, several masks per image
 ``btad``   ``train/ok``, ``test/ok``, ``test/ko``, ``ground_truth/ko/<stem>.*``
 ``visa``   ``split_csv/1cls.csv`` with columns object, split, label, image, mask
 ``folder`` ``normal`` and optionally ``normal_test``, ``abnormal``, ``mask/<stem>.*``; or just images, all normal
 ========== =========================================================================================================
 
-The root is the folder of one category, or the folder of several with the category named beside it.
+The root is the folder of one category, or the folder of several with the category named beside it. Where masks go by
+the image's stem, ``_mask`` may follow it.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -140,15 +141,15 @@ class FolderLayout:
         train, normal_test, validation: folders of normal images.
         test: folder with one sub-folder per kind, or None where ``defects`` names them.
         defects: fixed folders of anomalous images by kind.
-        truth: folder of masks per kind; ``{kind}`` is replaced.
-        masks_of: the mask files of an image stem in such a folder.
+        truth: folder of all masks.
+        masks: the mask files in ``truth`` of a kind of defect, by the stem of their image.
     """
 
     train: str
     normal_test: str
     test: str | None
     truth: str
-    masks_of: Callable[[Path, str], list[Path]]
+    masks: Callable[[Path, str], Mapping[str, Sequence[Path]]]
     defects: tuple[tuple[str, str], ...] = ()
     validation: str | None = None
 
@@ -164,10 +165,9 @@ class FolderLayout:
         normal = partial(_samples, label=0)
         anomalous: list[Sample] = []
         for folder, kind in self._defects(base):
-            truth = base / self.truth.format(kind=kind)
-            samples = [Sample(path, 1, kind, tuple(self.masks_of(truth, path.stem))) for path in image_files(folder)]
-            _check_orphans(truth, samples)
-            anomalous += samples
+            masks = self.masks(base / self.truth, kind)
+            anomalous += [Sample(path, 1, kind, tuple(masks.get(path.stem, ()))) for path in image_files(folder)]
+        self._check_orphans(base, anomalous)
         return Dataset(
             name=category or base.resolve().name,
             train=normal(base / self.train),
@@ -177,15 +177,9 @@ class FolderLayout:
 
     def _base(self, root: Path, category: str | None) -> Path:
         names = self.categories(root)
-        if category is None:
-            if len(names) > 1:
-                raise LayoutError(f"{root} holds several categories ({', '.join(names)}); name one with --category")
-            return root / names[0] if names else root
-        if category in names:
-            return root / category
-        if not names and root.resolve().name == category:
+        if not names and category in (None, root.resolve().name):
             return root
-        raise DataNotFoundError(f"no category {category!r} in {root}; there is {', '.join(names) or 'none'}")
+        return root / _choose(root, names, category)
 
     def _defects(self, base: Path) -> list[tuple[Path, str]]:
         if self.test is None:
@@ -196,6 +190,15 @@ class FolderLayout:
         folders = sorted(path for path in test.iterdir() if path.is_dir())
         return [(path, path.name) for path in folders if path != base / self.normal_test]
 
+    def _check_orphans(self, base: Path, samples: Iterable[Sample]) -> None:
+        """Some sets have empty masks for normal images too: those do not count."""
+        truth = base / self.truth
+        of_normal = truth / Path(self.normal_test).name
+        used = {path for sample in samples for path in sample.masks}
+        unused = (path for path in _files(truth) if path not in used and of_normal not in path.parents)
+        if orphan := min(unused, default=None):
+            raise MaskWithoutImageError(f"mask {orphan} belongs to no test image; remove it or add the image")
+
 
 class PlainLayout:
     """``normal``, ``normal_test``, ``abnormal``, ``mask``; or images alone, all of them normal."""
@@ -205,7 +208,7 @@ class PlainLayout:
         normal_test="normal_test",
         test=None,
         truth="mask",
-        masks_of=lambda truth, stem: _by_stem(truth, stem),
+        masks=lambda truth, _: _masks_by_name(truth),
         defects=(("abnormal", "abnormal"),),
     )
 
@@ -215,8 +218,9 @@ class PlainLayout:
 
     def read(self, root: Path, category: str | None) -> Dataset:
         """See `Layout.read`."""
-        if category is None and not (root / "normal").is_dir() and image_files(root):
-            return Dataset(root.resolve().name, _samples(root, label=0))
+        name = root.resolve().name
+        if category in (None, name) and not (root / "normal").is_dir() and image_files(root):
+            return Dataset(name, _samples(root, label=0))
         return self._named.read(root, category)
 
 
@@ -229,13 +233,7 @@ class VisaLayout:
 
     def read(self, root: Path, category: str | None) -> Dataset:
         """See `Layout.read`."""
-        names = self.categories(root)
-        if category is None and len(names) == 1:
-            (category,) = names
-        if category is None:
-            raise LayoutError(f"{root} holds several categories ({', '.join(names)}); name one with --category")
-        if category not in names:
-            raise DataNotFoundError(f"no category {category!r} in {root}; there is {', '.join(names)}")
+        category = _choose(root, self.categories(root), category)
         rows = [row for row in self._rows(root) if row["object"] == category]
         train = tuple(self._sample(root, row) for row in rows if row["split"] == "train" and row["label"] == "normal")
         test = tuple(self._sample(root, row) for row in rows if row["split"] == "test")
@@ -246,23 +244,25 @@ class VisaLayout:
         path = root / "split_csv" / "1cls.csv"
         if not path.is_file():
             raise LayoutError(f"{root} has no split_csv/1cls.csv; choose another --layout")
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark at the start
+            reader = csv.DictReader(file, restval="")
             rows = list(reader)
         wanted = {"object", "split", "label", "image", "mask"}
         if missing := wanted - set(reader.fieldnames or ()):
             raise LayoutError(f"{path}: no column {', '.join(sorted(missing))}")
+        if not rows:
+            raise EmptyDataError(f"{path} lists no image")
         return rows
 
     @staticmethod
     def _sample(root: Path, row: dict[str, str]) -> Sample:
         path = root / row["image"]
-        if not path.is_file():
-            raise DataNotFoundError(f"image {path} of split_csv/1cls.csv not found")
-        if row["label"] == "normal":
-            return Sample(path, 0)
-        masks = (root / row["mask"],) if row["mask"] else ()
-        return Sample(path, 1, "anomaly", masks)
+        normal = row["label"] == "normal"
+        masks = () if normal or not row["mask"] else (root / row["mask"],)
+        for file in (path, *masks):
+            if not file.is_file():
+                raise DataNotFoundError(f"{file}, listed in split_csv/1cls.csv, not found")
+        return Sample(path, 0) if normal else Sample(path, 1, "anomaly", masks)
 
 
 def _samples(folder: Path, label: int, defect: str = NORMAL) -> tuple[Sample, ...]:
@@ -273,20 +273,28 @@ def _files(root: Path) -> Iterable[Path]:
     return (path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _by_stem(folder: Path, *stems: str) -> list[Path]:
-    """The first file in ``folder`` called by one of ``stems``."""
-    for stem in stems:
-        for suffix in IMAGE_SUFFIXES:
-            if (folder / f"{stem}{suffix}").is_file():
-                return [folder / f"{stem}{suffix}"]
-    return []
+def _choose(root: Path, names: Sequence[str], category: str | None) -> str:
+    """The category asked for, or the only one."""
+    if category is None and len(names) > 1:
+        raise LayoutError(f"{root} holds several categories ({', '.join(names)}); name one with --category")
+    if category is not None and category not in names:
+        raise DataNotFoundError(f"no category {category!r} in {root}; there is {', '.join(names) or 'none'}")
+    return category or names[0]
 
 
-def _check_orphans(truth: Path, samples: list[Sample]) -> None:
-    used = {path for sample in samples for path in sample.masks}
-    present = set(_files(truth)) if truth.is_dir() else set()
-    if orphans := sorted(present - used):
-        raise MaskWithoutImageError(f"mask {orphans[0]} belongs to no test image; remove it or add the image")
+def _masks_by_name(folder: Path) -> dict[str, list[Path]]:
+    """Files called as their image, ``_mask`` after it or not."""
+    masks: dict[str, list[Path]] = {}
+    for path in image_files(folder) if folder.is_dir() else ():
+        masks.setdefault(path.stem.removesuffix("_mask"), []).append(path)
+    return masks
+
+
+def _masks_by_folder(folder: Path) -> dict[str, list[Path]]:
+    """Folders called as their image."""
+    if not folder.is_dir():
+        return {}
+    return {path.name: image_files(path) for path in folder.iterdir() if path.is_dir()}
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -294,24 +302,24 @@ LAYOUTS: dict[str, Layout] = {
         train="train/good",
         normal_test="test/good",
         test="test",
-        truth="ground_truth/{kind}",
-        masks_of=lambda truth, stem: _by_stem(truth, f"{stem}_mask", stem),
+        truth="ground_truth",
+        masks=lambda truth, kind: _masks_by_name(truth / kind),
     ),
     "visa": VisaLayout(),
     "loco": FolderLayout(
         train="train/good",
         normal_test="test/good",
         test="test",
-        truth="ground_truth/{kind}",
-        masks_of=lambda truth, stem: image_files(truth / stem) if (truth / stem).is_dir() else [],
+        truth="ground_truth",
+        masks=lambda truth, kind: _masks_by_folder(truth / kind),
         validation="validation/good",
     ),
     "btad": FolderLayout(
         train="train/ok",
         normal_test="test/ok",
         test=None,
-        truth="ground_truth/{kind}",
-        masks_of=lambda truth, stem: _by_stem(truth, stem),
+        truth="ground_truth",
+        masks=lambda truth, kind: _masks_by_name(truth / kind),
         defects=(("test/ko", "ko"),),
     ),
     "folder": PlainLayout(),

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from edge_ad.progress import no_progress, terminal_progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def make_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Terminal]:
+    """Puts a terminal in the place of stderr. To be called in the test: pytest sets stderr anew after the fixtures."""
+
+    def make() -> Terminal:
+        stream = Terminal()
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "100")
+        for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+            monkeypatch.delenv(name, raising=False)
+        return stream
+
+    return make
+
+
+def last_lines(terminal: Terminal) -> list[str]:
+    """What stands on the terminal in the end: the last line drawn for every kind of work, without colours."""
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+    kinds = dict.fromkeys(re.split(r"\s{2,}", line)[0] for line in lines)
+    return [[line for line in lines if line.startswith(kind)][-1] for kind in kinds]
+
+
+def test_a_bar_per_kind_of_work(make_terminal):
+    terminal = make_terminal()
+    with terminal_progress() as progress:
+        for done in range(1, 4):
+            progress(done, 3, "decoding images")
+        progress(5, 9, "fitting tiles")
+    decoding, fitting = last_lines(terminal)
+    assert re.match(r"decoding images +━+ +3/3 +0:00:\d\d$", decoding)
+    assert re.match(r"fitting tiles +[━╸╺ ]+ +5/9 +", fitting)
+
+
+def test_work_of_the_same_kind_uses_its_bar_again(make_terminal):
+    terminal = make_terminal()
+    with terminal_progress() as progress:
+        progress(3, 3, "decoding images")
+        progress(1, 7, "decoding images")
+    (line,) = last_lines(terminal)
+    assert " 1/7 " in line
+
+
+def test_nothing_is_drawn_where_it_is_not_wanted(make_terminal):
+    terminal = make_terminal()
+    with terminal_progress(enabled=False) as progress:
+        assert progress is no_progress
+        progress(1, 2, "decoding images")
+    assert terminal.getvalue() == ""
+
+
+def test_nothing_is_drawn_where_stderr_is_no_terminal(capsys):
+    with terminal_progress() as progress:
+        assert progress is no_progress
+        progress(1, 2, "decoding images")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_error_leaves_the_terminal_in_order(make_terminal):
+    terminal = make_terminal()
+
+    def work() -> None:
+        with terminal_progress() as progress:
+            progress(1, 2, "decoding images")
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        work()
+    assert terminal.getvalue().count("\x1b[?25l") == terminal.getvalue().count("\x1b[?25h") == 1  # the cursor is back
