@@ -17,6 +17,8 @@ found, where, and what to do; the command line prints them as they are, on one l
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class EdgeAdError(Exception):
     """Base of all errors raised on purpose. The run failed; exit code 1."""
@@ -131,6 +133,26 @@ class NonFiniteValuesError(EdgeAdError):
     """Features, maps or scores became NaN or infinite."""
 
 
+class BatchTooLargeError(InputError):
+    """A training batch is larger than the set of training tiles."""
+
+
+class CoresetSizeError(InputError):
+    """A memory bank is to hold more vectors than there are, or none."""
+
+
+class DivergedError(EdgeAdError):
+    """Training reached a loss that is NaN or infinite.
+
+    Attributes:
+        state: ``state_dict()`` of the head before the last update, whose loss was finite.
+    """
+
+    def __init__(self, message: str, state: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.state = state
+
+
 class RunMismatchError(InputError):
     """A run folder was made with other settings than those asked for now."""
 
@@ -145,6 +167,17 @@ class OutputExistsError(InputError, FileExistsError):
 
 class OutputWriteError(EdgeAdError, OSError):
     """An output could not be written (disk full, no permission); nothing half-written is left behind."""
+
+
+# --- experiments ------------------------------------------------------------------------------------------------------
+
+
+class ConfigError(InputError):
+    """An experiment's configuration cannot be read, or says what cannot be meant."""
+
+
+class ResultsError(InputError):
+    """The results in an experiment's folder are damaged, or were made with other settings."""
 
 
 # --- bundle -----------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ COMMANDS = {
     "inspect": "Show what is in a bundle.",
     "devices": "List what there is to run on.",
     "doctor": "Check this installation.",
+    "experiment": "Run a grid of data sets, methods, setups and seeds, and set it in tables.",
     "demo": "Run the whole road on synthetic plates.",
 }
 ENGINE_PACKAGES = ("openvino", "onnxruntime", "onnxruntime-gpu", "torch", "nncf")

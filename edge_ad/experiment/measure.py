@@ -1,0 +1,277 @@
+"""One cell: trained once, then measured as it was trained and in every bundle exported from it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import edge_ad
+from edge_ad import atomic
+from edge_ad.bundle.manifest import Parity, ScoreMerge
+from edge_ad.data.cache import open_cache
+from edge_ad.data.layouts import Dataset, Sample, read_dataset, read_masks
+from edge_ad.errors import EmptyDataError
+from edge_ad.evaluation.evaluate import Evaluation, auroc_by_defect, evaluate
+from edge_ad.evaluation.image_metrics import image_metrics
+from edge_ad.evaluation.thresholds import ThresholdRule
+from edge_ad.experiment.benchmark import run_benchmark_process
+from edge_ad.experiment.config import Variant
+from edge_ad.experiment.grid import Cell
+from edge_ad.experiment.record import Benchmark, Identity, ImageScore, Outcome, Record, make_record
+from edge_ad.exporters.export import ExportOptions, export_run
+from edge_ad.imaging import image_size
+from edge_ad.methods import create_model
+from edge_ad.progress import Progress, no_progress
+from edge_ad.runtime.detector import Detector, RawResult
+from edge_ad.tiling import Size
+from edge_ad.training.detector import run_detector
+from edge_ad.training.run_folder import RunFolder
+from edge_ad.training.torch_graph import head_graph, shared_graph
+from edge_ad.training.trainer import TrainingImages, read_training_images, train
+
+_MERGES: dict[ScoreMerge, Callable[..., Any]] = {ScoreMerge.MEAN: np.mean, ScoreMerge.MAX: np.max}
+
+
+def run_cell(
+    cell: Cell,
+    folder: Path,
+    todo: Collection[Identity],
+    emit: Callable[[Record], object],
+    *,
+    threads: int | None = None,
+    keep: bool = False,
+    progress: Progress = no_progress,
+) -> None:
+    """Train ``cell`` and measure what is wanted of it; a failure is a line too, and the rest goes on.
+
+    Args:
+        folder: of the experiment; the run and the bundles lie below ``runs`` until their lines are written, and stay
+            where ``keep`` is true or something failed.
+        todo: those of the cell's lines that are wanted.
+        emit: takes each line as soon as it is known.
+        threads: of inference; None: the engine's choice.
+    """
+    workspace = folder / "runs" / cell.folder_name
+    failed = False
+
+    def fail(identities: Collection[Identity], error: Exception) -> None:
+        nonlocal failed
+        failed = True
+        for identity in identities:
+            emit(make_record(identity, cell.settings(identity.precision), error))
+
+    try:
+        trained = _train(cell, workspace, progress)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other cells of the night go on; the line says it
+        return fail(todo, error)
+    for variant in cell.config.precisions:
+        wanted = [identity for identity in todo if identity.precision is variant]
+        if not wanted:
+            continue
+        try:
+            outcomes = _measure(trained, variant, threads, progress)
+        except Exception as error:  # noqa: BLE001 - as above
+            fail(wanted, error)
+            continue
+        for identity in wanted:
+            emit(make_record(identity, cell.settings(variant), outcomes[identity.score_merge]))
+    if not keep and not failed:
+        shutil.rmtree(workspace)
+    return None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained cell and the images to measure it on."""
+
+    cell: Cell
+    workspace: Path
+    run: RunFolder
+    images: TrainingImages
+    training_s: float | None
+    dataset: Dataset
+    test: NDArray[np.uint8]  # (N, H, W, 3) RGB
+    defect_areas: tuple[float | None, ...]  # fraction of each test image
+
+
+def _train(cell: Cell, workspace: Path, progress: Progress) -> Trained:
+    root, setup = cell.dataset.root, cell.setup.setup
+    dataset = read_dataset(root, cell.dataset.layout, cell.category)
+    if not dataset.test:
+        raise EmptyDataError(f"{root} has no test images in layout {cell.dataset.layout!r}")
+    images = read_training_images(
+        dataset,
+        setup,
+        root=root,
+        layout=cell.dataset.layout,
+        category=cell.category,
+        seed=cell.seed,
+        held_out=cell.config.held_out,
+        progress=progress,
+    )
+    path, timing = workspace / "run", workspace / "training.json"
+    begun = path.exists()
+    model = create_model(
+        cell.method,
+        setup.tile_size,
+        backbone=cell.backbone.name,
+        layers=cell.backbone.layers,
+        weights=cell.backbone.weights_argument,
+        seed=cell.seed,
+        **cell.parameters,
+    )
+    start = time.perf_counter()
+    run = train(model, setup, images, path, seed=cell.seed, threshold_rule=cell.config.threshold, progress=progress)
+    if not begun:
+        atomic.write_json(timing, {"training_s": time.perf_counter() - start})
+    training_s = json.loads(timing.read_text(encoding="utf-8"))["training_s"] if timing.exists() else None
+    test = open_cache(dataset.test, setup.image_size, progress=progress).images
+    areas = tuple(defect_area(sample) for sample in dataset.test)
+    return Trained(cell, workspace, run, images, training_s, dataset, test, areas)
+
+
+def defect_area(sample: Sample) -> float | None:
+    """Fraction of the image inside its masks; None without masks."""
+    return float(read_masks(sample, image_size(sample.path)).mean()) if sample.masks else None
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What is known of a model beside its accuracy."""
+
+    parameters: int
+    versions: dict[str, str]
+    size_bytes: int | None = None
+    graphs: dict[str, int] = field(default_factory=dict)
+    parity: tuple[Parity, ...] = ()
+    benchmark: Benchmark | None = None
+
+
+def _measure(trained: Trained, variant: Variant, threads: int | None, progress: Progress) -> dict[ScoreMerge, Outcome]:
+    """An outcome per score merge."""
+    cell = trained.cell
+    if variant.precision is None:
+        with run_detector(trained.run) as detector:
+            cost = _Cost(_run_parameters(trained.run), detector.manifest.provenance.versions)
+            return _outcomes(trained, detector, cost, progress)
+    bundle = trained.workspace / f"{variant}.edgead"
+    options = ExportOptions(
+        cell.config.format, variant.precision, parity_tolerance=cell.config.parity_tolerance, overwrite=True
+    )
+    manifest = export_run(trained.run, trained.images, bundle, options, progress)
+    cost = _Cost(
+        parameters=sum(graph.parameters for graph in manifest.graphs),
+        versions=manifest.provenance.versions,
+        size_bytes=sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file()),
+        graphs=dict(Counter(str(graph.precision) for graph in manifest.graphs)),
+        parity=manifest.parity,
+        benchmark=(
+            run_benchmark_process(bundle, cell.benchmark, cell.config.device, cell.config.execution)
+            if cell.benchmark
+            else None
+        ),
+    )
+    with edge_ad.load(bundle, cell.config.device, precision=cell.config.execution, threads=threads) as detector:
+        return _outcomes(trained, detector, cost, progress)
+
+
+def _outcomes(trained: Trained, detector: Detector, cost: _Cost, progress: Progress) -> dict[ScoreMerge, Outcome]:
+    """Maps are measured once: merges differ in image scores alone, and in the thresholds fitted to those."""
+    cell, samples = trained.cell, trained.dataset.test
+    held_out = _TileScores(detector)
+    for index in range(len(trained.images.held_out)):
+        held_out.raw(trained.images.held_out[index : index + 1])
+    recorded = _TileScores(detector)
+    evaluation = evaluate(
+        recorded,
+        trained.test,
+        samples,
+        threshold=detector.manifest.normalisation.score.threshold,
+        metrics_size=cell.config.metrics_size,
+        pro_limit=cell.config.pro_limit,
+        progress=progress,
+    )
+    executed = f"{detector.device} {detector.precision}"
+    rule = ThresholdRule.parse(cell.config.threshold)
+    outcomes = {}
+    for merge in cell.config.score_merges:
+        scores = recorded.merged(merge)
+        outcomes[merge] = _outcome(trained, evaluation, scores, rule.fit(held_out.merged(merge)), executed, cost)
+    return outcomes
+
+
+class _TileScores:
+    """A detector that remembers the tile scores of every image it was shown."""
+
+    def __init__(self, detector: Detector) -> None:
+        self.detector = detector
+        self.seen: list[NDArray[np.float32]] = []
+
+    @property
+    def image_size(self) -> Size:
+        """See `Predictor`."""
+        return self.detector.image_size
+
+    def raw(self, images: NDArray[np.uint8]) -> RawResult:
+        """See `Predictor`."""
+        raw = self.detector.raw(images)
+        self.seen.append(raw.tile_scores)
+        return raw
+
+    def merged(self, merge: ScoreMerge) -> NDArray[np.float32]:
+        """Image scores (N,) as the detector would have merged them."""
+        scores: NDArray[np.float32] = _MERGES[merge](np.concatenate(self.seen), axis=1)
+        return scores
+
+
+def _outcome(
+    trained: Trained,
+    evaluation: Evaluation,
+    scores: NDArray[np.float32],
+    threshold: float,
+    executed: str,
+    cost: _Cost,
+) -> Outcome:
+    samples, source, pixel = evaluation.samples, trained.images.source, evaluation.pixel
+    root = trained.cell.dataset.root
+    image, _ = image_metrics(scores, evaluation.labels, threshold)
+    return Outcome(
+        image=image,
+        auroc_by_defect=auroc_by_defect(scores, samples),
+        pixel=pixel.metrics if pixel else None,
+        lost_masks=pixel.lost_masks if pixel else None,
+        metrics_size=pixel.size if pixel else None,
+        images=tuple(
+            ImageScore(sample.path.relative_to(root).as_posix(), sample.label, sample.defect, score, area)
+            for sample, score, area in zip(samples, scores.tolist(), trained.defect_areas, strict=True)
+        ),
+        training_s=trained.training_s,
+        training_images=len(source.training),
+        held_out_images=len(source.held_out),
+        data_digest=source.digest,
+        weights=trained.run.settings.weights,
+        parameters=cost.parameters,
+        size_bytes=cost.size_bytes,
+        graphs=cost.graphs,
+        parity=cost.parity,
+        executed=executed,
+        evaluation_ms=evaluation.predictions.ms_per_image,
+        benchmark=cost.benchmark,
+        versions=cost.versions,
+    )
+
+
+def _run_parameters(run: RunFolder) -> int:
+    model = run.model()
+    shared = shared_graph(model)
+    heads = [head_graph(model, run.head(model, at), shared) for at in run.settings.setup.model_locations]
+    return shared.parameters + sum(head.parameters for head in heads)

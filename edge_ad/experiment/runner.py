@@ -1,0 +1,172 @@
+"""Runs the cells of an experiment that have no results yet, one after the other or several at a time."""
+
+from __future__ import annotations
+
+import inspect
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from edge_ad.errors import ConfigError, EdgeAdError, InputError, ResultsError
+from edge_ad.experiment.config import Config
+from edge_ad.experiment.grid import Cell, cells
+from edge_ad.experiment.measure import run_cell
+from edge_ad.experiment.record import Identity, Record
+from edge_ad.experiment.store import Store
+from edge_ad.methods import METHODS
+from edge_ad.progress import Progress, no_progress
+
+_GIVEN = ("self", "tile_size", "backbone", "layers", "weights", "seed")  # by the other tables of the configuration
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell, and those of its lines that are not there yet."""
+
+    cell: Cell
+    todo: tuple[Identity, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment holds and lacks.
+
+    Attributes:
+        records: lines of this experiment that are there, failures too.
+        jobs: what is to be computed; failures are tried again.
+        lines: number of lines of the whole experiment.
+    """
+
+    records: tuple[Record, ...]
+    jobs: tuple[Job, ...]
+    lines: int
+
+
+def store_of(folder: Path) -> Store:
+    """The results below an experiment's folder."""
+    return Store(Path(folder) / "results.jsonl")
+
+
+def make_plan(config: Config, folder: Path, *, recompute: bool = False) -> Plan:
+    """Compare an experiment with the results in ``folder``.
+
+    Args:
+        recompute: lines made with other settings count as not there, instead of being refused.
+
+    Raises:
+        ResultsError: results are damaged, or were made with other settings.
+        ConfigError: a method does not know a parameter.
+        DataNotFoundError, LayoutError: see `cells`.
+    """
+    _check_parameters(config)
+    found = store_of(folder).read()
+    records, jobs, lines = [], [], 0
+    for cell in cells(config):
+        todo = []
+        for identity in cell.identities:
+            lines += 1
+            record = found.get(identity)
+            if record is not None and record.settings != cell.settings(identity.precision):
+                if not recompute:
+                    raise _other_settings(folder, record, cell.settings(identity.precision))
+                record = None
+            if record is not None:
+                records.append(record)
+            if record is None or record.outcome is None:
+                todo.append(identity)
+        if todo:
+            jobs.append(Job(cell, tuple(todo)))
+    return Plan(tuple(records), tuple(jobs), lines)
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    folder: Path,
+    *,
+    processes: int = 1,
+    keep: bool = False,
+    told: Callable[[Record], object] = lambda record: None,
+    progress: Progress = no_progress,
+) -> None:
+    """Compute ``jobs`` and append their lines to the results; a cell that fails is a line too.
+
+    Args:
+        processes: cells at a time, each with its part of the CPUs.
+        keep: keep run folders and bundles.
+        told: called with every line once it is on disk.
+        progress: of the work inside a cell; with one process only.
+
+    Raises:
+        InputError: several processes, and a benchmark among the jobs.
+        EdgeAdError: a process died; what was written stays.
+        OutputWriteError: the results cannot be written.
+    """
+    if processes > 1 and any(job.cell.benchmark for job in jobs):
+        raise InputError("a benchmark beside other work times both: use --jobs 1, or leave [benchmark] out")
+    store = store_of(folder)
+    store.repair()
+
+    def emit(record: Record) -> None:
+        store.append(record)
+        told(record)
+
+    if processes == 1:
+        for job in jobs:
+            run_cell(job.cell, folder, job.todo, emit, keep=keep, progress=progress)
+        return
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    context = multiprocessing.get_context("spawn")  # a fork would inherit the locks of torch's threads
+    with ProcessPoolExecutor(processes, context, _begin_worker, (threads,)) as pool:
+        futures = [pool.submit(_collect, job, folder, threads, keep) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                for record in future.result():
+                    emit(record)
+        except BrokenProcessPool as error:
+            raise EdgeAdError(
+                "a process died, perhaps for want of memory; run again with fewer --jobs to continue"
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _begin_worker(threads: int) -> None:
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the whole group: end at once, without a traceback
+    torch.set_num_threads(threads)
+
+
+def _collect(job: Job, folder: Path, threads: int, keep: bool) -> list[Record]:
+    records: list[Record] = []
+    run_cell(job.cell, folder, job.todo, records.append, threads=threads, keep=keep)
+    return records
+
+
+def _check_parameters(config: Config) -> None:
+    for method, given in config.parameters.items():
+        module, name = METHODS[method]
+        known = [key for key in inspect.signature(getattr(import_module(module), name)).parameters if key not in _GIVEN]
+        if unknown := [key for key in given if key not in known]:
+            raise ConfigError(f"parameters.{method}: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+
+
+def _other_settings(folder: Path, record: Record, settings: Mapping[str, object]) -> ResultsError:
+    differences = "; ".join(_differences(record.settings, settings))
+    return ResultsError(
+        f"{folder} holds results of {record.identity} with other settings ({differences}); "
+        "choose another -o, or pass --recompute"
+    )
+
+
+def _differences(there: Mapping[str, object], here: Mapping[str, object]) -> Iterator[str]:
+    for key in dict.fromkeys([*there, *here]):
+        if there.get(key) != here.get(key):
+            yield f"{key}: {there.get(key)} there, {here.get(key)} here"
