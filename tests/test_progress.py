@@ -31,12 +31,11 @@ def make_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Terminal]:
     return make
 
 
-def last_lines(terminal: Terminal) -> list[str]:
-    """What stands on the terminal in the end: the last line drawn for every kind of work, without colours."""
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
-    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
-    kinds = dict.fromkeys(re.split(r"\s{2,}", line)[0] for line in lines)
-    return [[line for line in lines if line.startswith(kind)][-1] for kind in kinds]
+def last_frame(terminal: Terminal) -> list[str]:
+    """The lines that stand on the terminal in the end, without colours."""
+    frame = terminal.getvalue().rpartition("\x1b[2K")[2]  # every frame first erases the one before, line by line
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", frame)
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def test_a_bar_per_kind_of_work(make_terminal):
@@ -45,7 +44,7 @@ def test_a_bar_per_kind_of_work(make_terminal):
         for done in range(1, 4):
             progress(done, 3, "decoding images")
         progress(5, 9, "fitting tiles")
-    decoding, fitting = last_lines(terminal)
+    decoding, fitting = last_frame(terminal)
     assert re.match(r"decoding images +━+ +3/3 +0:00:\d\d$", decoding)
     assert re.match(r"fitting tiles +[━╸╺ ]+ +5/9 +", fitting)
 
@@ -55,7 +54,7 @@ def test_work_of_the_same_kind_uses_its_bar_again(make_terminal):
     with terminal_progress() as progress:
         progress(3, 3, "decoding images")
         progress(1, 7, "decoding images")
-    (line,) = last_lines(terminal)
+    (line,) = last_frame(terminal)
     assert " 1/7 " in line
 
 

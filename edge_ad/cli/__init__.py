@@ -115,6 +115,7 @@ def group(ctx: click.Context, verbose: bool, quiet: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point. A known error becomes one line on stderr and its exit code; an unknown one keeps its traceback."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # our errors say in one line what it says in ten
     options: dict[str, bool] = {}  # what `group` finds out, so that errors of commands can be shown by it
     try:
         sys.exit(group.main(args=arguments, prog_name="edge-ad", standalone_mode=False, obj=options))

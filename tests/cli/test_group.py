@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,18 @@ def test_a_reader_who_has_left_is_no_failure():
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait() == 141
+
+
+def test_a_broken_tiff_is_one_line_although_opencv_has_more_to_say(tmp_path):
+    (tmp_path / "train" / "good").mkdir(parents=True)
+    (tmp_path / "train" / "good" / "a.tif").write_bytes(b"II*\0" + bytes.fromhex("ff000000") + bytes(64))
+    process = _edge_ad(
+        *("train", "--data", str(tmp_path), "--image-size", "native", "-o", str(tmp_path / "run")),
+        stdout=subprocess.PIPE,
+    )
+    out, err = process.communicate()
+    assert (process.returncode, out) == (2, "")
+    assert re.fullmatch(r"error: \S+a\.tif: not a readable image; remove it or save it again\n", err)
 
 
 def _edge_ad(*arguments, stdout):
