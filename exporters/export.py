@@ -1,7 +1,8 @@
 """From a run folder to a bundle: convert, quantise, refit, prove, write.
 
 1. The shared extractor is converted once; for int8 it is quantised over tiles of all locations.
-2. For int8 every head is fitted anew on the quantised extractor's features; otherwise the trained heads are taken.
+2. The trained heads are taken. For int8 a method has them fitted anew on the quantised extractor's features instead, or
+   quantised (`edge_ad.methods.tile_model.HeadInt8`).
 3. Thresholds are fitted on the held-out images with the exported graphs themselves.
 4. The bundle is compared with the torch model, in float32 and in the device's default precision; the first comparison
    gates the export.
@@ -28,6 +29,7 @@ from edge_ad.bundle.manifest import (
     Graph,
     Manifest,
     Normalisation,
+    NormalisationStage,
     Parity,
     Precision,
     Role,
@@ -41,9 +43,9 @@ from edge_ad.exporters.parity import (
     plant_defects,
     raw_outputs,
 )
-from edge_ad.exporters.quantisation import calibration_tiles, quantise
+from edge_ad.exporters.quantisation import MEASURING, calibration_tiles, head_feeds, quantise
 from edge_ad.imaging import encode_png
-from edge_ad.methods.tile_model import Extract, TileModel, TileStream
+from edge_ad.methods.tile_model import Extract, HeadInt8, TileModel, TileStream, location_seed
 from edge_ad.progress import Progress, no_progress
 from edge_ad.runtime.detector import open_detector
 from edge_ad.runtime.session import ExecutionPrecision, Session
@@ -138,13 +140,14 @@ def _write_graphs(
     quantised = options.precision is Precision.INT8
 
     def stream(locations: tuple[Location, ...], extract: Extract) -> TileStream:
-        return TileStream(images.fit, setup.grid, locations, extract, REFIT_BATCH)
+        return TileStream(images.fit, setup.grid, locations, extract, REFIT_BATCH, with_image=model.head_takes_image)
 
     shared = shared_graph(model)
     converted = writer.convert(shared)
     if quantised:
         progress(0, 1, "quantising the extractor")
-        converted = quantise(converted, calibration_tiles(stream(setup.grid.locations, model.extract)), options.format)
+        tiles = calibration_tiles(stream(setup.grid.locations, model.extract))
+        converted = quantise(converted, [{"image": tile[None]} for tile in tiles], options.format)
     graphs = [_write(stage, writer, converted, shared, Role.SHARED, None, options.precision)]
 
     extract: Extract = model.extract
@@ -156,11 +159,17 @@ def _write_graphs(
         )
     for index, location in enumerate(setup.model_locations):
         progress(index, len(setup.model_locations), f"exporting {location.name}")
-        head = model.fit(stream(setup.tiles_of(location), extract)) if quantised else run.head(model, location)
+        own = stream(setup.tiles_of(location), extract)
+        refit = quantised and model.head_int8 is HeadInt8.REFIT
+        head = model.fit(own, location_seed(run.settings.seed, location)) if refit else run.head(model, location)
         graph = head_graph(model, head, shared)
-        # Heads of an int8 bundle stay in float, stored in half precision
-        stored = Precision.FP16 if quantised else options.precision
-        graphs.append(_write(stage, writer, writer.convert(graph), graph, Role.HEAD, location, stored))
+        converted, stored = writer.convert(graph), options.precision
+        if quantised and model.head_int8 is HeadInt8.QUANTISE:
+            feeds = head_feeds(own, [spec.name for spec in graph.inputs])
+            converted = quantise(converted, feeds, options.format, MEASURING, fast=True)
+        elif quantised:
+            stored = Precision.FP16  # in float, stored in half precision
+        graphs.append(_write(stage, writer, converted, graph, Role.HEAD, location, stored))
     progress(1, 1, "exported")
     if isinstance(extract, EngineExtract):
         extract.session.close()
@@ -198,11 +207,16 @@ class EngineExtract:
         self._buffer = np.zeros(session.inputs["image"].shape, np.uint8)
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Features of up to a batch of tiles uint8 (n, h, w, 3)."""
+        """Features of tiles uint8 (n, h, w, 3)."""
+        size = len(self._buffer)
+        parts = [self._run(image[start : start + size]) for start in range(0, len(image), size)]
+        return tuple(torch.cat(feature) for feature in zip(*parts, strict=True))
+
+    def _run(self, image: Tensor) -> list[Tensor]:
         count = len(image)
         self._buffer[:count] = image.numpy()
         outputs = self.session.run({"image": self._buffer})
-        return tuple(torch.from_numpy(self.session.fetch(outputs[name])[:count].copy()) for name in self.names)
+        return [torch.from_numpy(self.session.fetch(outputs[name])[:count].copy()) for name in self.names]
 
 
 def _prove(
@@ -220,7 +234,11 @@ def _prove(
     repeated = np.arange(PARITY_IMAGES - len(normal)) % len(normal)  # every defect is another
     probes = np.concatenate([normal, plant_defects(normal[repeated])])
     progress(0, 3, "parity: torch")
-    with run_detector(run, model) as detector:
+    # At stage "tile" tiles are scaled before they are merged: alike on both sides, so that graphs are compared
+    norm = manifest.normalisation
+    by_tile = norm.stage is NormalisationStage.TILE
+    scales = (norm.score if by_tile else trained.score, norm.score)
+    with run_detector(run, model, normalisation=norm) as detector:
         reference = raw_outputs(detector, probes)
     results: dict[str, tuple[RawOutputs, Parity]] = {}
     for step, precision in enumerate((ExecutionPrecision.F32, ExecutionPrecision.AUTO)):
@@ -230,7 +248,7 @@ def _prove(
             parity = compare(
                 reference,
                 exported,
-                (trained.score, manifest.normalisation.score),
+                scales,
                 execution_precision=detector.precision,
                 device=detector.device,
             )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,7 +32,7 @@ def convert(graph: TorchGraph) -> onnx.ModelProto:
             graph.example(batch_size=2),
             input_names=[spec.name for spec in graph.inputs],
             output_names=[spec.name for spec in graph.outputs],
-            dynamic_shapes=tuple({0: batch} for _ in graph.inputs),
+            dynamic_shapes=_dynamic_batch(graph, batch),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -39,6 +41,14 @@ def convert(graph: TorchGraph) -> onnx.ModelProto:
     model = program.model_proto
     onnx.checker.check_model(model)
     return model
+
+
+def _dynamic_batch(graph: TorchGraph, batch: Any) -> tuple[Any, ...]:
+    """What is dynamic per argument of the module; torch wants those that ``*features`` takes as one tuple."""
+    shapes = tuple({0: batch} for _ in graph.inputs)
+    arguments = inspect.signature(graph.module.forward).parameters.values()
+    named = sum(argument.kind is not argument.VAR_POSITIONAL for argument in arguments)
+    return shapes if named == len(arguments) else (*shapes[:named], shapes[named:])
 
 
 def write(model: onnx.ModelProto, stem: Path, *, half: bool) -> tuple[Path, ...]:

@@ -1,8 +1,8 @@
-"""INT8 post-training quantisation of the shared extractor with NNCF.
+"""INT8 post-training quantisation with NNCF: of the shared extractor, and of heads that are networks themselves.
 
-Only the extractor is quantised. Heads hold distances, normalisation and maps, which lose their ranking in eight bits;
-they stay in float and are refitted on the quantised extractor's features, so that both sides of a distance carry the
-same rounding.
+Distances, normalisation and maps lose their ranking in eight bits and stay in float. Heads that hold nothing else are
+refitted on the quantised extractor's features, so that both sides of a distance carry the same rounding; of others the
+convolutions are quantised (`edge_ad.methods.tile_model.HeadInt8`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,40 +21,57 @@ from edge_ad.bundle.manifest import Format
 from edge_ad.methods.tile_model import TileStream
 
 CALIBRATION_TILES = 300  # NNCF's own default
+HEAD_CALIBRATION_TILES = 100  # they are held with their features, 2 MB each at 256 px
+
+# What distances, normalisations and merges of maps are made of, in the names of OpenVINO and of ONNX. Sums of maps are
+# written as reductions: Add must stay out of the list, or the residuals of a student would leave int8.
+MEASURING = (
+    *("Multiply", "Subtract", "Divide", "Power", "Maximum", "Minimum"),
+    *("Mul", "Sub", "Div", "Pow", "Max", "Min"),
+    *("MatMul", "ReduceSum", "ReduceMean", "ReduceMax", "ReduceL2", "Sqrt", "Log", "Exp"),
+)
 
 Model = TypeVar("Model")  # openvino.Model or onnx.ModelProto
+Feeds = Mapping[str, NDArray[Any]]  # one sample: input name to array with a batch axis of 1
 
 
 def calibration_tiles(stream: TileStream, count: int = CALIBRATION_TILES) -> NDArray[np.uint8]:
     """Up to ``count`` tiles (n, h, w, 3), drawn evenly over all images and locations of ``stream``."""
-    wanted = np.unique(np.linspace(0, len(stream) - 1, min(count, len(stream))).astype(int))
-    chosen, start = [], 0
-    for tiles in stream.tiles():
-        inside = wanted[(wanted >= start) & (wanted < start + len(tiles))] - start
-        chosen.append(tiles[inside])
-        start += len(tiles)
-    return np.concatenate(chosen)
+    return stream.cut(np.unique(np.linspace(0, len(stream) - 1, min(count, len(stream))).astype(int)).tolist())
 
 
-def quantise(model: Model, tiles: NDArray[np.uint8], graph_format: Format, input_name: str = "image") -> Model:
+def head_feeds(stream: TileStream, names: Sequence[str], count: int = HEAD_CALIBRATION_TILES) -> list[Feeds]:
+    """What a head with inputs ``names`` is fed for up to ``count`` tiles of ``stream``."""
+    inputs = [value.numpy() for value in stream.head_inputs(calibration_tiles(stream, count))]
+    return [
+        {name: value[index : index + 1] for name, value in zip(names, inputs, strict=True)}
+        for index in range(len(inputs[0]))
+    ]
+
+
+def quantise(
+    model: Model, feeds: Sequence[Feeds], graph_format: Format, keep_float: Sequence[str] = (), *, fast: bool = False
+) -> Model:
     """``model`` with int8 convolutions; weights per channel, activations per tensor, both symmetric.
 
     Args:
-        model: the extractor as openvino.Model or onnx.ModelProto.
-        tiles: calibration tiles uint8 (n, h, w, 3).
+        model: openvino.Model or onnx.ModelProto.
+        feeds: calibration samples.
         graph_format: of ``model``.
-        input_name: of the image input.
+        keep_float: types of operations that are not quantised.
+        fast: correct biases from layer statistics alone; the exact correction keeps more of the ranking.
     """
     with _quiet():
         import nncf
 
         quantised: Model = nncf.quantize(
             model,
-            nncf.Dataset(list(tiles), lambda tile: {input_name: tile[None]}),
-            subset_size=len(tiles),
+            nncf.Dataset(feeds),
+            subset_size=len(feeds),
             preset=nncf.QuantizationPreset.PERFORMANCE,
-            # The exact correction keeps more of the ranking; NNCF's ONNX backend cannot cut every graph as it needs
-            fast_bias_correction=graph_format is Format.ONNX,
+            # NNCF's ONNX backend cannot cut every graph as the exact correction needs
+            fast_bias_correction=fast or graph_format is Format.ONNX,
+            ignored_scope=nncf.IgnoredScope(types=list(keep_float), validate=False),
         )
     return quantised
 

@@ -6,23 +6,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from edge_ad.errors import InputError
+from edge_ad.methods.parameters import check_parameters
 
 if TYPE_CHECKING:
     from edge_ad.methods.tile_model import TileModel
     from edge_ad.tiling import Size
 
-METHODS = {"padim": ("edge_ad.methods.padim", "Padim")}  # name: (module, class)
+METHODS = {  # name: (module, class)
+    "padim": ("edge_ad.methods.padim", "Padim"),
+    "stfpm": ("edge_ad.methods.stfpm", "Stfpm"),
+}
+
+
+def method_class(method: str) -> type[TileModel]:
+    """The class of ``method``. Raises `InputError` where there is none."""
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    module, name = METHODS[method]
+    found: type[TileModel] = getattr(import_module(module), name)
+    return found
 
 
 def create_model(method: str, tile_size: Size, **config: Any) -> TileModel:
     """The tile model of ``method`` for tiles of ``tile_size``, unfitted.
 
     Raises:
-        InputError: unknown method.
+        InputError: unknown method, or a parameter it does not have.
         BackboneError, WeightsNotFoundError, WrongWeightsError, NonFiniteWeightsError: see `Backbone`.
     """
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
-    module, name = METHODS[method]
-    model: TileModel = getattr(import_module(module), name)(tile_size, **config)
-    return model
+    found = method_class(method)
+    check_parameters(found, config)
+    return found(tile_size, **config)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from edge_ad.errors import BackboneError
 from edge_ad.methods.torchvision_import import import_torchvision
 from edge_ad.methods.weights import load_weights
+from edge_ad.tiling import Size
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"  # its weights come in a package: no download
 DEFAULT_REDUCTIONS = (4, 8, 16)  # strides of the taps when no layers are named: ResNet's layer1, layer2, layer3
@@ -34,8 +35,9 @@ class Backbone(nn.Module):
 
     Args:
         name: timm name, with or without a weight tag (``"resnet18"``, ``"wide_resnet50_2.tv_in1k"``).
-        layers: timm layer names to tap, shallow to deep; empty for those of stride 4, 8 and 16.
+        layers: timm layer names to tap, shallow to deep; empty for those of ``reductions``.
         weights: ``"auto"``, ``"none"`` (random) or a file; see `edge_ad.methods.weights`.
+        reductions: strides in pixels of the layers tapped where none are named.
 
     Attributes:
         features: what is tapped, shallow to deep.
@@ -50,7 +52,13 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, layers: Sequence[str] = (), weights: str = "auto") -> None:
+    def __init__(
+        self,
+        name: str,
+        layers: Sequence[str] = (),
+        weights: str = "auto",
+        reductions: Sequence[int] = DEFAULT_REDUCTIONS,
+    ) -> None:
         super().__init__()
         import_torchvision()
         import timm
@@ -62,11 +70,12 @@ class Backbone(nn.Module):
             close = ", ".join(timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5]) or "see timm.list_models()"
             raise BackboneError(f"backbone {name!r} cannot be built: {error}; similar: {close}") from error
         available = info.get_dicts()
-        indices = _tap_indices(name, available, layers)
+        self._indices = _tap_indices(name, available, layers, reductions)
         self.features = tuple(
-            FeatureSpec(available[i]["module"], available[i]["num_chs"], available[i]["reduction"]) for i in indices
+            FeatureSpec(available[i]["module"], available[i]["num_chs"], available[i]["reduction"])
+            for i in self._indices
         )
-        self.net = timm.create_model(name, pretrained=False, features_only=True, out_indices=indices)
+        self.net = timm.create_model(name, pretrained=False, features_only=True, out_indices=self._indices)
         self.source = load_weights(self.net, name, weights)
         config = timm.get_pretrained_cfg(name, allow_unregistered=True)
         mean, std = (config.mean, config.std) if config is not None else ((0.5,) * 3, (0.5,) * 3)
@@ -81,15 +90,44 @@ class Backbone(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Maps (N, C_i, h / r_i, w / r_i) float32 of ``image`` uint8 (N, h, w, 3) RGB."""
-        dtype = self.mean.dtype
-        # (x / 255 - mean) / std as one multiply and one add
-        scaled = image.permute(0, 3, 1, 2).to(dtype) * (1 / (255 * self.std)) - self.mean / self.std
-        maps: list[Tensor] = self.net(scaled)
+        maps: list[Tensor] = self.net(scale_image(image, self.mean, self.std))
         return maps
 
+    def map_sizes(self, tile_size: Size) -> list[Size]:
+        """(h', w') of every tapped map. Raises `BackboneError` where a stride does not divide ``tile_size``."""
+        deepest = self.features[-1]
+        if any(size % deepest.reduction for size in tile_size):
+            raise BackboneError(
+                f"tile size {tile_size[0]}x{tile_size[1]} is no multiple of the stride "
+                f"{deepest.reduction} of {self.name}'s layer {deepest.layer}; choose such a tile size"
+            )
+        return [(tile_size[0] // spec.reduction, tile_size[1] // spec.reduction) for spec in self.features]
 
-def _tap_indices(name: str, available: list[dict[str, object]], layers: Sequence[str]) -> tuple[int, ...]:
-    key, wanted = ("module", list(layers)) if layers else ("reduction", list(DEFAULT_REDUCTIONS))
+    def untrained(self) -> nn.Module:
+        """The same network, random and trainable, from scaled images (see `scale_image`) to the same maps.
+
+        Weights come from torch's global generator. Every normalisation starts at scale 1 and shift 0, as torchvision
+        does; timm starts the last one of a residual block at 0.
+        """
+        import timm
+
+        net: nn.Module = timm.create_model(self.name, pretrained=False, features_only=True, out_indices=self._indices)
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
+        return net
+
+
+def scale_image(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Float (N, 3, h, w), normalised by ``mean`` and ``std`` (1, 3, 1, 1), of ``image`` uint8 (N, h, w, 3)."""
+    # (x / 255 - mean) / std as one multiply and one add
+    return image.permute(0, 3, 1, 2).to(mean.dtype) * (1 / (255 * std)) - mean / std
+
+
+def _tap_indices(
+    name: str, available: list[dict[str, object]], layers: Sequence[str], reductions: Sequence[int]
+) -> tuple[int, ...]:
+    key, wanted = ("module", list(layers)) if layers else ("reduction", list(reductions))
     names = [entry[key] for entry in available]
     if missing := [str(layer) for layer in wanted if layer not in names]:
         there = ", ".join(f"{entry['module']} (stride {entry['reduction']})" for entry in available)

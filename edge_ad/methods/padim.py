@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_ad.errors import BackboneError, NonFiniteValuesError, TooFewImagesError
+from edge_ad.errors import NonFiniteValuesError
 from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
 from edge_ad.methods.smoothing import UpsampleSmooth
-from edge_ad.methods.tile_model import TileModel, TileStream
+from edge_ad.methods.tile_model import HeadInt8, TileModel, TileStream
+from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import Size
 
 DIMENSIONS = 100
@@ -99,7 +100,8 @@ class Padim(TileModel):
 
     name: ClassVar[str] = "padim"
     minimum_tiles: ClassVar[int] = 2
-    feature_names: ClassVar[tuple[str, ...]] = ("embedding",)
+    head_int8: ClassVar[HeadInt8] = HeadInt8.REFIT
+    feature_names = ("embedding",)
 
     def __init__(
         self,
@@ -124,14 +126,7 @@ class Padim(TileModel):
         order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
         self.weights_source = network.source
         self.extractor = PadimExtractor(network, order[: self.dimensions].sort().values).eval()
-        reduction = network.features[0].reduction
-        if any(size % network.features[-1].reduction for size in tile_size):
-            raise BackboneError(
-                f"tile size {tile_size[0]}x{tile_size[1]} is no multiple of the stride "
-                f"{network.features[-1].reduction} of {backbone}'s layer {network.features[-1].layer}; "
-                "choose such a tile size"
-            )
-        self.positions = (tile_size[0] // reduction, tile_size[1] // reduction)
+        self.positions = network.map_sizes(tile_size)[0]
 
     def head_from_state(self, state: Mapping[str, Tensor]) -> PadimHead:
         """See `TileModel.head_from_state`."""
@@ -140,13 +135,12 @@ class Padim(TileModel):
         return head.eval()
 
     @torch.no_grad()
-    def fit(self, tiles: TileStream) -> PadimHead:
-        """One pass over the tiles: sums of x and x x^T in float64, P d (d + 1) numbers whatever N is."""
-        if len(tiles) < self.minimum_tiles:
-            raise TooFewImagesError(f"PaDiM needs at least {self.minimum_tiles} training tiles, but got {len(tiles)}")
+    def fit(self, tiles: TileStream, seed: int, progress: Progress = no_progress) -> PadimHead:
+        """One pass over the tiles: sums of x and x x^T in float64, P d (d + 1) numbers for any N; nothing random."""
+        self.check_counts(len(tiles.images), len(tiles))
         count, d = self.positions[0] * self.positions[1], self.dimensions
-        total = torch.zeros(count, d, dtype=torch.float64)
-        products = torch.zeros(count, d, d, dtype=torch.float64)
+        total = torch.zeros(count, d, dtype=torch.float64, device=self.device)
+        products = torch.zeros(count, d, d, dtype=torch.float64, device=self.device)
         for (embedding,) in tiles:
             x = embedding.flatten(2).permute(2, 1, 0).double()  # (P, d, n)
             if not torch.isfinite(x).all():

@@ -1,8 +1,9 @@
 """What every method offers: a frozen extractor shared by all tiles, and a head per tile model that can be fitted.
 
-``extractor(image) -> features...`` and ``head(features...) -> anomaly_map, pred_score`` are the two graphs of a bundle.
-Fitting sees features through `TileStream` alone, so the same code fits a head on the features of the torch extractor,
-or on those of its quantised form: both sides of a distance then carry the same rounding.
+``extractor(image) -> features...`` and ``head(features...) -> anomaly_map, pred_score`` are the two graphs of a bundle;
+the head of a student takes the image before the features. Fitting sees both through `TileStream` alone, so the same
+code fits a head on the features of the torch extractor, or on those of its quantised form: both sides of a distance
+then carry the same rounding.
 
 Symbols: N batch, h, w tile size, C channels.
 """
@@ -12,21 +13,32 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from enum import StrEnum
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edge_ad.errors import TooFewImagesError
+from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import Location, Size, TileGrid
 
 Extract = Callable[[Tensor], Sequence[Tensor]]  # uint8 (N, h, w, 3) RGB -> feature tensors, batch first
 
 
+class HeadInt8(StrEnum):
+    """What becomes of a head in an int8 bundle, whose extractor is quantised. Found by measurement, per method."""
+
+    REFIT = "refit"  # stays in float, fitted anew on the quantised extractor's features: statistics, banks
+    KEEP = "keep"  # stays in float as trained
+    QUANTISE = "quantise"  # as trained, its convolutions in int8; all else in float
+
+
 @dataclass(frozen=True)
 class TileStream:
-    """The training tiles of one tile model, with their features, read anew each time it is iterated.
+    """The training tiles of one tile model, with what the head is fed, read anew each time it is iterated.
 
     Args:
         images: uint8 (N, H, W, 3) RGB; a memory map will do, tiles are views on it.
@@ -35,6 +47,7 @@ class TileStream:
         extract: features of a batch of tiles.
         batch_size: tiles per batch, at most.
         on_batch: called with the number of tiles after each batch.
+        with_image: the head takes the tile itself before the features.
     """
 
     images: NDArray[np.uint8]
@@ -43,26 +56,37 @@ class TileStream:
     extract: Extract
     batch_size: int = 16
     on_batch: Callable[[int], object] | None = None
+    with_image: bool = False
 
     def __len__(self) -> int:
         """Number of tiles."""
         return len(self.images) * len(self.locations)
 
+    def cut(self, indices: Sequence[int]) -> NDArray[np.uint8]:
+        """Tiles uint8 (n, h, w, 3) by number: image by image within a location. A copy, zero outside the image."""
+        tiles = np.zeros((len(indices), *self.grid.tile_size, 3), np.uint8)
+        for tile, index in zip(tiles, indices, strict=True):
+            location, image = divmod(int(index), len(self.images))
+            rows, cols = self.grid.window(self.locations[location])
+            inside = self.images[image, rows, cols]
+            tile[: inside.shape[0], : inside.shape[1]] = inside
+        return tiles
+
+    def head_inputs(self, tiles: NDArray[np.uint8]) -> tuple[Tensor, ...]:
+        """What the head is fed for ``tiles`` (n, h, w, 3): the tiles where it takes them, then the features."""
+        image = torch.from_numpy(tiles)
+        features = tuple(self.extract(image))
+        return (image, *features) if self.with_image else features
+
     def tiles(self) -> Iterator[NDArray[np.uint8]]:
-        """Batches (n, h, w, 3) of tiles, image by image within a location."""
-        for location in self.locations:
-            rows, cols = self.grid.window(location)
-            for start in range(0, len(self.images), self.batch_size):
-                batch = self.images[start : start + self.batch_size]
-                tiles = np.zeros((len(batch), *self.grid.tile_size, 3), np.uint8)  # zeros are the padding
-                inside = batch[:, rows, cols]
-                tiles[:, : inside.shape[1], : inside.shape[2]] = inside
-                yield tiles
+        """All tiles in the order of their numbers, in batches (n, h, w, 3)."""
+        for start in range(0, len(self), self.batch_size):
+            yield self.cut(range(start, min(start + self.batch_size, len(self))))
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        """Batches of features, one tensor (n, ...) per feature."""
+        """Batches of what the head is fed, one tensor (n, ...) per input."""
         for tiles in self.tiles():
-            yield tuple(self.extract(torch.from_numpy(tiles)))
+            yield self.head_inputs(tiles)
             if self.on_batch:
                 self.on_batch(len(tiles))
 
@@ -70,40 +94,77 @@ class TileStream:
 class TileModel(ABC):
     """One method, configured for one tile size.
 
+    A subclass's constructor takes the tile size and keyword arguments; those are the method's parameters on the command
+    line, see `edge_ad.methods.parameters`.
+
     Attributes:
         name: on the command line and in manifests.
         minimum_tiles: fewest training tiles a head can be fitted on.
+        head_takes_image: whether the head's first input is the tile itself.
+        head_int8: what becomes of the head in an int8 bundle.
         feature_names: outputs of the extractor and inputs of the head, in order.
         extractor: the frozen part, shared by every location.
         config: everything needed to build it again (`create_model`), JSON types only.
         weights_source: where the extractor's weights came from.
+        device: where heads are fitted.
     """
 
     name: ClassVar[str]
     minimum_tiles: ClassVar[int]
-    feature_names: ClassVar[tuple[str, ...]]
+    head_takes_image: ClassVar[bool] = False
+    head_int8: ClassVar[HeadInt8] = HeadInt8.REFIT
+    feature_names: tuple[str, ...]
     extractor: nn.Module
     weights_source: str
 
     def __init__(self, tile_size: Size, config: dict[str, Any]) -> None:
         self.tile_size = tile_size
         self.config = config
+        self.device = torch.device("cpu")
 
     @abstractmethod
     def head_from_state(self, state: Mapping[str, Tensor]) -> nn.Module:
         """A fitted head again, from the ``state_dict()`` of one: sizes that depend on the data are read off it."""
 
-    @abstractmethod
-    def fit(self, tiles: TileStream) -> nn.Module:
-        """A head fitted on normal tiles.
+    def check_counts(self, images: int, tiles: int) -> None:
+        """Can a head be fitted on ``tiles`` tiles of ``images`` images? `fit` asks, and so does a run before it begins.
 
         Raises:
             TooFewImagesError: fewer tiles than `minimum_tiles`.
+        """
+        if tiles < self.minimum_tiles:
+            raise TooFewImagesError(
+                f"{self.name} needs at least {self.minimum_tiles} training tiles per model, but got {tiles}; "
+                "give more images"
+            )
+
+    @abstractmethod
+    def fit(self, tiles: TileStream, seed: int, progress: Progress = no_progress) -> nn.Module:
+        """A head fitted on normal tiles, on the CPU and in evaluation mode.
+
+        Args:
+            tiles: the training tiles of one tile model.
+            seed: of everything random in fitting: the same seed and tiles give the same head, to the bit on a CPU.
+            progress: told of steps after the extraction of features, which `TileStream.on_batch` tells of.
+
+        Raises:
+            TooFewImagesError and others of `check_counts`.
             NonFiniteValuesError: NaN or infinity in the features.
         """
 
     @torch.no_grad()
     def extract(self, image: Tensor) -> Sequence[Tensor]:
-        """Features of ``image`` uint8 (N, h, w, 3) by the torch extractor."""
-        features: Sequence[Tensor] = self.extractor(image)
+        """Features of ``image`` uint8 (N, h, w, 3) by the torch extractor, on `device`."""
+        features: Sequence[Tensor] = self.extractor(image.to(self.device))
         return features
+
+    def to(self, device: torch.device) -> Self:
+        """Extract and fit there from now on. Fitted heads come back on the CPU."""
+        self.extractor.to(device)
+        self.device = device
+        return self
+
+
+def location_seed(seed: int, location: Location) -> int:
+    """The seed a head is fitted with: one per location, whatever was fitted before it."""
+    return int(np.random.SeedSequence((seed, *location)).generate_state(1)[0])

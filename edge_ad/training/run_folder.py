@@ -5,6 +5,7 @@
     RUN/run.json                           settings, data, seed, versions: written first
     RUN/extractor.safetensors              the frozen part, stored once
     RUN/tile_models/r00_c00.safetensors    one head per tile model, written as soon as it is fitted
+    RUN/diverged/r00_c00.safetensors       last good state of a head whose training diverged; nothing reads it back
     RUN/normalisation.json                 thresholds and scales, written last: a run with it is complete
 
 Every file is written atomically, so a run that was killed continues where it stopped. A run continues only with the
@@ -127,6 +128,12 @@ class RunFolder:
     def write_head(self, location: Location, head: nn.Module) -> None:
         """Store one fitted head."""
         save_tensors(self.head_path(location), head.state_dict())
+
+    def write_diverged(self, location: Location, state: Mapping[str, Tensor]) -> Path:
+        """Store the last good state of a head whose training diverged, apart from the fitted ones. Returns its file."""
+        path = self.path / "diverged" / f"{location.name}.safetensors"
+        save_tensors(path, state)
+        return path
 
     def write_normalisation(self, normalisation: Normalisation) -> None:
         """Store thresholds and scales; the run is complete with them."""

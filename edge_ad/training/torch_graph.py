@@ -63,9 +63,10 @@ def shared_graph(model: TileModel) -> TorchGraph:
 
 
 def head_graph(model: TileModel, head: nn.Module, shared: TorchGraph) -> TorchGraph:
-    """``features... -> anomaly_map, pred_score`` of one fitted head."""
+    """``features... -> anomaly_map, pred_score`` of one fitted head; ``image`` comes first where it takes it."""
+    inputs = (*(shared.inputs if model.head_takes_image else ()), *shared.outputs)
     outputs = (
         TensorSpec("anomaly_map", (1, 1, *model.tile_size), "float32"),
         TensorSpec("pred_score", (1,), "float32"),
     )
-    return TorchGraph(head, shared.outputs, outputs)
+    return TorchGraph(head, inputs, outputs)

@@ -7,14 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from edge_ad.bundle.manifest import Normalisation, NormalisationStage, ScoreMerge
 from edge_ad.data.cache import CachedImages, open_cache
 from edge_ad.data.layouts import Dataset, Sample, read_dataset
-from edge_ad.errors import DataNotFoundError, InputError, RunMismatchError, TooFewImagesError
+from edge_ad.errors import (
+    DataNotFoundError,
+    DeviceNotFoundError,
+    DivergedError,
+    InputError,
+    RunMismatchError,
+    TooFewImagesError,
+)
 from edge_ad.imaging import PixelFormat
-from edge_ad.methods.tile_model import TileModel, TileStream
+from edge_ad.methods.tile_model import TileModel, TileStream, location_seed
 from edge_ad.progress import Progress, no_progress
 from edge_ad.setups import Setup
 from edge_ad.tiling import Location
@@ -133,6 +142,14 @@ def run_images(run: RunFolder, calibration: Path | None = None, *, progress: Pro
     return images
 
 
+def open_device(name: str) -> torch.device:
+    """The torch device ``name`` ("cpu", "cuda", "cuda:1"). Raises `DeviceNotFoundError` where there is none."""
+    found = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if name not in found and not (name == "cuda" and len(found) > 1):
+        raise DeviceNotFoundError(f"torch finds no device {name!r}; it finds {', '.join(found)}")
+    return torch.device(name)
+
+
 @dataclass(frozen=True)
 class EnsembleTrainer:
     """Fits every tile model of a run that is not there yet, one at a time.
@@ -152,14 +169,33 @@ class EnsembleTrainer:
     progress: Progress = no_progress
 
     def train(self) -> None:
-        """Fit the missing heads, then the thresholds. A killed run continues at the location where it stopped."""
-        setup = self.run.settings.setup
+        """Fit the missing heads, then the thresholds. A killed run continues at the location where it stopped.
+
+        Raises:
+            DivergedError: training of a tile model diverged; its last good state is stored in the run.
+        """
         for location in self.run.missing():
-            self.run.write_head(location, self.model.fit(self._tiles(setup, location)))
+            try:
+                head = self.fit(location)
+            except DivergedError as error:
+                path = self.run.write_diverged(location, error.state)
+                raise DivergedError(f"{error}; the last good state is in {path}", error.state) from error
+            self.run.write_head(location, head)
+        self.model.to(torch.device("cpu"))  # where thresholds are fitted
         if not self.run.has_normalisation:
             self.run.write_normalisation(self._normalisation())
 
-    def _tiles(self, setup: Setup, location: Location) -> TileStream:
+    def fit(self, location: Location) -> nn.Module:
+        """A head for the tile model of ``location``."""
+
+        def tell(done: int, total: int, what: str) -> None:
+            self.progress(done, total, f"{what} {location.name}")
+
+        seed = location_seed(self.run.settings.seed, location)
+        return self.model.fit(self._tiles(location), seed, tell)
+
+    def _tiles(self, location: Location) -> TileStream:
+        setup = self.run.settings.setup
         tiles = setup.tiles_of(location)
         total, done = len(self.images.fit) * len(tiles), 0
 
@@ -168,7 +204,15 @@ class EnsembleTrainer:
             done += count
             self.progress(done, total, f"fitting {location.name}")
 
-        return TileStream(self.images.fit, setup.grid, tiles, self.model.extract, self.batch_size, on_batch)
+        return TileStream(
+            self.images.fit,
+            setup.grid,
+            tiles,
+            self.model.extract,
+            self.batch_size,
+            on_batch,
+            with_image=self.model.head_takes_image,
+        )
 
     def _normalisation(self) -> Normalisation:
         with run_detector(self.run, self.model) as detector:
@@ -193,7 +237,14 @@ def train(
     stage: NormalisationStage = NormalisationStage.IMAGE,
     progress: Progress = no_progress,
 ) -> RunFolder:
-    """Train, or finish training, the run at ``output``."""
+    """Train, or finish training, the run at ``output``.
+
+    Raises:
+        TooFewImagesError and others of `TileModel.check_counts`: before anything is written.
+        RunMismatchError, OutputWriteError: see `RunFolder.begin`.
+        DivergedError and others of `TileModel.fit`.
+    """
+    model.check_counts(len(images.fit), len(images.fit) * len(setup.tiles_of(Location(0, 0))))
     settings = RunSettings(
         schema_version=SCHEMA_VERSION,
         method=model.name,

@@ -1,0 +1,129 @@
+"""``edge-ad train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edge_ad.bundle.manifest import NormalisationStage, ScoreMerge
+from edge_ad.cli.options import LAYOUTS, SizeType, choice
+from edge_ad.imaging import Alpha, PixelFormat
+from edge_ad.methods import METHODS
+from edge_ad.setups import SETUPS, Sharing
+from edge_ad.tiling import Size
+
+
+@click.command("train")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder of the data set.")
+@click.option("--layout", type=click.Choice(LAYOUTS), default="mvtec", show_default=True, help="How it is organised.")
+@click.option("--category", help="Category inside the data set, where it has several.")
+@click.option("--bits", type=click.IntRange(8, 16), help="Significant bits of 16-bit files.  [default: 16]")
+@click.option("--alpha", type=choice(Alpha), default="drop", show_default=True, help="Alpha channels.")
+@click.option("--method", type=click.Choice(list(METHODS)), default="padim", show_default=True)
+@click.option("--setup", type=click.Choice(list(SETUPS)), default="ens9", show_default=True, help="Tiles and models.")
+@click.option("--image-size", type=SizeType(native=True), help="Replaces the setup's; 'native': the images' own.")
+@click.option("--tile-size", type=SizeType(), help="Replaces the setup's.")
+@click.option("--stride", type=SizeType(), help="Replaces the setup's.  [default with --tile-size: the tile size]")
+@click.option("--sharing", type=choice(Sharing), help="One model per location, or one for all.")
+@click.option("--backbone", help="Any timm network.  [default: the method's, tf_efficientnet_lite0 for most]")
+@click.option("--layers", help="timm layers to tap, comma separated.  [default: the method's]")
+@click.option("--weights", default="auto", show_default=True, metavar="auto|none|FILE", help="Pretrained weights.")
+@click.option("--schedule", help="Named training schedule of a trained method: paper, original.  [default: paper]")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps; replaces the schedule's.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Tiles per training step; replaces the schedule's.")
+@click.option(
+    "-p", "--parameter", "pairs", multiple=True, metavar="KEY=VALUE", help="Parameter of the method; repeatable."
+)
+@click.option("--device", default="cpu", show_default=True, help="Where to train: cpu, cuda, cuda:1.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--held-out", type=float, default=0.15, show_default=True, help="Part of the images for thresholds.")
+@click.option(
+    "--threshold", default="sigma:3", show_default=True, help="sigma:K, quantile:Q or max, on held-out images."
+)
+@click.option("--normalise", type=choice(NormalisationStage), default="image", show_default=True)
+@click.option("--score-merge", type=choice(ScoreMerge), default="mean", show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Run folder; continued if begun.")
+@click.pass_obj
+def command(
+    obj: dict[str, bool],
+    data: Path,
+    layout: str,
+    category: str | None,
+    bits: int | None,
+    alpha: str,
+    method: str,
+    setup: str,
+    image_size: Size | str | None,
+    tile_size: Size | None,
+    stride: Size | None,
+    sharing: str | None,
+    backbone: str | None,
+    layers: str | None,
+    weights: str,
+    schedule: str | None,
+    steps: int | None,
+    batch_size: int | None,
+    pairs: tuple[str, ...],
+    device: str,
+    seed: int,
+    held_out: float,
+    threshold: str,
+    normalise: str,
+    score_merge: str,
+    output: Path,
+) -> None:
+    """Fit a method on normal images, one tile model after the other.
+
+    Killed, it continues at the tile where it stopped when called again. The run folder holds the extractor once and one
+    head per tile model.
+    """
+    from edge_ad.data.cache import common_size
+    from edge_ad.data.layouts import read_dataset
+    from edge_ad.methods import create_model, method_class
+    from edge_ad.methods.parameters import parse_parameters
+    from edge_ad.progress import terminal_progress
+    from edge_ad.setups import make_setup
+    from edge_ad.training.trainer import open_device, read_training_images, train
+
+    kind = method_class(method)
+    named = {"backbone": backbone, "layers": layers, "schedule": schedule, "steps": steps, "batch_size": batch_size}
+    written = [f"{key}={value}" for key, value in named.items() if value is not None]
+    parameters = parse_parameters(kind, [*written, *pairs], seed=seed, weights=weights)
+    train_on = open_device(device)
+    dataset = read_dataset(data, layout, category)
+    if isinstance(image_size, str):  # "native"
+        image_size = common_size([sample.path for sample in dataset.train])
+    chosen = make_setup(
+        setup,
+        image_size=image_size,
+        tile_size=tile_size,
+        stride=stride,
+        sharing=Sharing(sharing) if sharing else None,
+    )
+    with terminal_progress(not obj["quiet"]) as progress:
+        images = read_training_images(
+            dataset,
+            chosen,
+            root=data,
+            layout=layout,
+            category=category,
+            seed=seed,
+            held_out=held_out,
+            pixel_format=PixelFormat(bits, Alpha(alpha)),
+            progress=progress,
+        )
+        model = create_model(method, chosen.tile_size, **parameters).to(train_on)
+        run = train(
+            model,
+            chosen,
+            images,
+            output,
+            seed=seed,
+            score_merge=ScoreMerge(score_merge),
+            threshold_rule=threshold,
+            stage=NormalisationStage(normalise),
+            progress=progress,
+        )
+    scale = run.normalisation().score
+    click.echo(f"{output}: {method} {chosen}, {len(images.fit)} images, raw threshold {scale.threshold:.4g}")

@@ -1,0 +1,18 @@
+"""Students and teachers: how far a student's features are from those of a frozen teacher.
+
+Symbols: N batch, C channels, h' x w' positions of a layer.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def feature_distance(teacher: Tensor, student: Tensor) -> Tensor:
+    """Squared distance (N, 1, h', w') in [0, 4] of two feature maps (N, C, h', w') of unit length at every position.
+
+    It is 2 (1 - cosine), without the digits that 1 - cosine loses where both agree.
+    """
+    difference = F.normalize(teacher, dim=1) - F.normalize(student, dim=1)
+    return (difference * difference).sum(1, keepdim=True)

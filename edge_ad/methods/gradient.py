@@ -1,0 +1,208 @@
+"""Methods whose heads are trained by gradient descent: one loop for all of them.
+
+A method says what its head is, what its loss is, and under which named schedules it is trained; batches, validation,
+seeds, divergence and progress are here. Extractors are frozen and tiles are not augmented, see `HeadInputs`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from edge_ad.errors import BatchTooLargeError, DivergedError, InputError, TooFewImagesError
+from edge_ad.methods.head_inputs import HeadInputs
+from edge_ad.methods.tile_model import HeadInt8, TileModel, TileStream
+from edge_ad.progress import Progress, no_progress
+from edge_ad.tiling import Size
+
+VALIDATION_FRACTION = 0.2  # of the training images, where a schedule keeps the best state
+
+Inputs = tuple[Tensor, ...]  # what a head is fed: the tile where it takes it, then the features
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a head is trained.
+
+    Args:
+        optimiser: makes one from parameters and ``lr``.
+        learning_rate: constant.
+        batch_size: tiles per step, always whole: what is left of an epoch is dropped.
+        steps: updates.
+        epochs: passes over the training tiles, where ``steps`` is None.
+        keep_best: hold out `VALIDATION_FRACTION` of the images, and keep the state of lowest loss on them. They are
+            training images, drawn by seed; thresholds are fitted on others.
+    """
+
+    optimiser: Callable[..., torch.optim.Optimizer]
+    learning_rate: float
+    batch_size: int
+    steps: int | None = None
+    epochs: int | None = None
+    keep_best: bool = False
+
+
+class GradientModel(TileModel):
+    """A method with a trained head. Subclasses set `schedules` and write `new_head` and `loss`.
+
+    Args:
+        tile_size, config: see `TileModel`.
+        schedule: one of `schedules`: ``"paper"``, 200 steps of 32 tiles as in arXiv 2403.04932, or ``"original"``, the
+            method's own authors'.
+        steps, batch_size, learning_rate: replace the schedule's.
+
+    Raises:
+        InputError: no such schedule, or a number that is not positive.
+    """
+
+    schedules: ClassVar[Mapping[str, Schedule]]
+    head_int8: ClassVar[HeadInt8] = HeadInt8.QUANTISE
+
+    def __init__(
+        self,
+        tile_size: Size,
+        config: dict[str, Any],
+        *,
+        schedule: str = "paper",
+        steps: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+    ) -> None:
+        if schedule not in self.schedules:
+            raise InputError(f"{self.name} has no schedule {schedule!r}; it has {', '.join(self.schedules)}")
+        given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+        if bad := [f"{key} {value}" for key, value in given.items() if value is not None and value <= 0]:
+            raise InputError(f"{self.name}: expected positive numbers, but got {', '.join(bad)}")
+        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        self.schedule = replace(self.schedules[schedule], **changes)
+        super().__init__(tile_size, config | {"schedule": schedule} | given)
+
+    @abstractmethod
+    def new_head(self) -> nn.Module:
+        """An untrained head on the CPU. Random numbers come from torch's global generator, which `fit` seeds."""
+
+    @abstractmethod
+    def loss(self, head: nn.Module, inputs: Inputs) -> Tensor:
+        """What training lowers, a scalar: a mean over the batch, so that it does not depend on its size."""
+
+    def finish(self, head: nn.Module, batches: Iterable[Inputs]) -> None:
+        """Set what a head computes once trained, such as the range of its maps. Nothing, unless a method needs it.
+
+        Args:
+            head: in evaluation mode; changed in place.
+            batches: of the validation tiles, or of all tiles where the schedule holds none out.
+        """
+
+    def head_from_state(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """See `TileModel.head_from_state`."""
+        head = self.new_head()
+        head.load_state_dict(state)
+        return head.eval()
+
+    def check_counts(self, images: int, tiles: int) -> None:
+        """See `TileModel.check_counts`.
+
+        Raises:
+            BatchTooLargeError: fewer tiles to train on than a batch.
+        """
+        super().check_counts(images, tiles)
+        if images <= (held := self._held_out(images)):
+            raise TooFewImagesError(f"{self.name} needs at least 2 training images, one to validate on; give more")
+        training = (images - held) * (tiles // images)
+        if self.schedule.batch_size > training:
+            raise BatchTooLargeError(
+                f"a batch of {self.schedule.batch_size} is larger than the {training} tiles a model is trained on "
+                f"({held} of {images} images are held out to validate on); "
+                f"train with --batch-size {training} or less, or with more images"
+            )
+
+    def fit(self, tiles: TileStream, seed: int, progress: Progress = no_progress) -> nn.Module:
+        """A trained head; see `TileModel.fit`.
+
+        Raises:
+            DivergedError: the loss became NaN or infinite.
+        """
+        self.check_counts(len(tiles.images), len(tiles))
+        size, where = self.schedule.batch_size, tiles.locations[0].name
+        training, validation = self._split(tiles, seed)
+        inputs = HeadInputs(tiles, self.device)
+        epoch = len(training) // size
+        steps = self.schedule.steps or (self.schedule.epochs or 1) * epoch
+        with _seeded(seed, self.device):
+            head = self.new_head().to(self.device)
+            optimiser = self.schedule.optimiser(head.parameters(), lr=self.schedule.learning_rate)
+            good, best, lowest = _state(head), _state(head), float("inf")
+            for step, batch in zip(range(1, steps + 1), _batches(training, size), strict=False):
+                loss = self.loss(head.train(), inputs[batch])
+                _check_finite(loss, where, step, good)
+                good = _state(head)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                if validation and (step % epoch == 0 or step == steps):
+                    value = self._validate(head.eval(), inputs, validation)
+                    _check_finite(value, where, step, good)
+                    if value < lowest:
+                        best, lowest = _state(head), float(value)
+                progress(step, steps, "training")
+            if validation:
+                head.load_state_dict(best)
+            head.eval()
+            _check_finite(torch.stack([value.sum() for value in head.parameters()]), where, steps, good)
+            with torch.no_grad():
+                self.finish(head, inputs.batches(validation or training, size))
+        return head.cpu()
+
+    @torch.no_grad()
+    def _validate(self, head: nn.Module, inputs: HeadInputs, indices: Sequence[int]) -> Tensor:
+        """Mean loss over the tiles."""
+        total = torch.zeros((), device=self.device)
+        for batch in inputs.batches(indices, self.schedule.batch_size):
+            total += self.loss(head, batch) * len(batch[0])
+        return total / len(indices)
+
+    def _held_out(self, images: int) -> int:
+        return max(1, round(VALIDATION_FRACTION * images)) if self.schedule.keep_best else 0
+
+    def _split(self, tiles: TileStream, seed: int) -> tuple[list[int], list[int]]:
+        """Numbers of the tiles to train on and to validate on. By image: tiles of one image may overlap."""
+        count = len(tiles.images)
+        drawn = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+        held_out = set(drawn[: self._held_out(count)])
+        numbers = range(len(tiles))
+        return [n for n in numbers if n % count not in held_out], [n for n in numbers if n % count in held_out]
+
+
+def _batches(numbers: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Batches of ``size``, in a new order each epoch, without end."""
+    while True:
+        order = torch.randperm(len(numbers)).tolist()
+        for start in range(0, len(order) - size + 1, size):
+            yield [numbers[i] for i in order[start : start + size]]
+
+
+def _state(head: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in head.state_dict().items()}
+
+
+def _check_finite(values: Tensor, where: str, step: int, good: dict[str, Tensor]) -> None:
+    if not torch.isfinite(values).all():
+        raise DivergedError(
+            f"tile {where}: training diverged at step {step}: the loss is no finite number; "
+            "train with a smaller -p learning_rate=...",
+            {key: value.cpu() for key, value in good.items()},
+        )
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's global generators seeded inside, and as before outside."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,66 @@
+"""What a head is fed, tile by tile, for methods that come back to the same tiles: epochs of training, a coreset.
+
+Extractors are frozen and tiles are not augmented, so features are extracted once and held while they fit in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from edge_ad.errors import NonFiniteValuesError
+from edge_ad.methods.tile_model import TileStream
+
+MEMORY_BUDGET_BYTES = 2 * 1024**3  # a tile model's inputs above it are extracted anew each time
+
+
+class HeadInputs:
+    """Head inputs of the training tiles by number (see `TileStream.cut`), one tensor (n, ...) per input.
+
+    Args:
+        tiles: at least one.
+        device: where the tensors are wanted.
+        budget_bytes: most memory to hold inputs in.
+
+    Raises:
+        NonFiniteValuesError: NaN or infinity in the features; also from `__getitem__`.
+    """
+
+    def __init__(self, tiles: TileStream, device: torch.device, budget_bytes: int = MEMORY_BUDGET_BYTES) -> None:
+        self.tiles = tiles
+        self.device = device
+        self.held: tuple[Tensor, ...] | None = None
+        done = 0
+        for batch in tiles:
+            if self.held is None:
+                if sum(part[0].nbytes for part in batch) * len(tiles) > budget_bytes:
+                    return
+                self.held = tuple(torch.empty((len(tiles), *part.shape[1:]), dtype=part.dtype) for part in batch)
+            for whole, part in zip(self.held, _finite(batch), strict=True):
+                whole[done : done + len(part)] = part
+            done += len(batch[0])
+
+    def __len__(self) -> int:
+        """Number of tiles."""
+        return len(self.tiles)
+
+    def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """The inputs of these tiles, in this order."""
+        if self.held is not None:
+            chosen = torch.as_tensor(indices)
+            return tuple(whole[chosen].to(self.device) for whole in self.held)
+        parts = _finite(self.tiles.head_inputs(self.tiles.cut(indices)))
+        return tuple(part.to(self.device) for part in parts)
+
+    def batches(self, indices: Sequence[int], size: int) -> Iterator[tuple[Tensor, ...]]:
+        """The inputs of these tiles in batches of ``size``, the last one as large as is left."""
+        for start in range(0, len(indices), size):
+            yield self[indices[start : start + size]]
+
+
+def _finite(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    if not all(torch.isfinite(part).all() for part in inputs if part.is_floating_point()):
+        raise NonFiniteValuesError("features of a training tile are NaN or infinite; check the weights")
+    return inputs
