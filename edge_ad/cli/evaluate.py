@@ -1,0 +1,95 @@
+"""``edge-ad evaluate``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from edge_ad.bundle.manifest import ScoreMerge
+from edge_ad.cli.options import LAYOUTS, SizeType, choice
+from edge_ad.imaging import Alpha, PixelFormat
+from edge_ad.runtime.session import ExecutionPrecision
+from edge_ad.tiling import Size
+
+
+@click.command("evaluate")
+@click.argument("model", metavar="RUN|BUNDLE", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder of the data set.")
+@click.option("--layout", type=click.Choice(LAYOUTS), default="mvtec", show_default=True, help="How it is organised.")
+@click.option("--category", help="Category inside the data set, where it has several.")
+@click.option("--bits", type=click.IntRange(8, 16), help="Significant bits of 16-bit files.  [default: 16]")
+@click.option("--alpha", type=choice(Alpha), default="drop", show_default=True, help="Alpha channels.")
+@click.option("-d", "--device", default="CPU", show_default=True, help="For a bundle.")
+@click.option("--precision", type=choice(ExecutionPrecision), default="auto", show_default=True)
+@click.option("--score-merge", type=choice(ScoreMerge), help="Replaces the model's own.")
+@click.option("--metrics-size", type=SizeType(), help="Where pixels are compared.  [default: the setup's image size]")
+@click.option("--pro-limit", type=click.FloatRange(0, 1, min_open=True), default=0.3, show_default=True)
+@click.option("--json", "json_path", type=click.Path(allow_dash=True), help="Write the figures here; - for stdout.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for JSON, markdown and curves.")
+@click.pass_obj
+def command(
+    obj: dict[str, bool],
+    model: Path,
+    data: Path,
+    layout: str,
+    category: str | None,
+    bits: int | None,
+    alpha: str,
+    device: str,
+    precision: str,
+    score_merge: str | None,
+    metrics_size: Size | None,
+    pro_limit: float,
+    json_path: str | None,
+    output: Path | None,
+) -> None:
+    """Measure a run or a bundle on labelled test images.
+
+    Image AUROC, AUPR, F1-max, and F1, precision and recall at the model's own threshold; where there are masks also
+    pixel AUROC, AUPR, F1-max and AUPRO (8-connected regions). Metrics are taken on raw merged values.
+    """
+    from edge_ad import atomic
+    from edge_ad.data.cache import open_cache
+    from edge_ad.data.layouts import read_dataset
+    from edge_ad.errors import EmptyDataError
+    from edge_ad.evaluation.evaluate import evaluate
+    from edge_ad.evaluation.report import to_json, to_markdown, write_report
+    from edge_ad.progress import terminal_progress
+    from edge_ad.runtime.detector import load
+    from edge_ad.training.detector import run_detector
+    from edge_ad.training.run_folder import RunFolder
+
+    dataset = read_dataset(data, layout, category)
+    if not dataset.test:
+        raise EmptyDataError(f"{data} has no test images in layout {layout!r}")
+    if (model / "run.json").exists():
+        run = RunFolder.open(model)
+        if score_merge:
+            run = replace(run, settings=replace(run.settings, score_merge=ScoreMerge(score_merge)))
+        detector = run_detector(run, normalisation=run.normalisation())
+    else:
+        detector = load(model, device, precision=precision, score_merge=score_merge)
+    with detector, terminal_progress(not obj["quiet"]) as progress:
+        cached = open_cache(dataset.test, detector.image_size, PixelFormat(bits, Alpha(alpha)), progress=progress)
+        evaluation = evaluate(
+            detector,
+            cached.images,
+            dataset.test,
+            threshold=detector.manifest.normalisation.score.threshold,
+            metrics_size=metrics_size,
+            pro_limit=pro_limit,
+            progress=progress,
+        )
+    about = {"model": str(model), "data": str(data), "category": dataset.name, "detector": repr(detector)}
+    title = f"{model.name} on {dataset.name}"
+    if output is not None:
+        write_report(output, evaluation, title, **about)
+    if json_path == "-":
+        click.echo(json.dumps(to_json(evaluation, **about), indent=2))
+        return
+    if json_path is not None:
+        atomic.write_json(Path(json_path), to_json(evaluation, **about))
+    click.echo(to_markdown(evaluation, title))
