@@ -1,0 +1,264 @@
+"""From a run to a bundle, for every format and precision: whole, proved, like the run, or not there at all."""
+
+import resource
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+import torch.nn.functional as F
+from tiny_run import scene, scene_images, tile_setup, tiny_model, tiny_run
+
+import edge_ad
+from edge_ad.bundle.files import read_bundle
+from edge_ad.bundle.manifest import Format, NormalisationStage, Precision, Role
+from edge_ad.errors import AccuracyDropError, IncompleteRunError, OutputExistsError, OutputWriteError, ParityError
+from edge_ad.exporters import export
+from edge_ad.exporters.export import PARITY_IMAGES, ExportOptions, export_run
+from edge_ad.exporters.parity import TOLERANCES
+from edge_ad.methods.padim import REGULARISATION, SMOOTHING_SIGMA_PX
+from edge_ad.runtime.session import ExecutionPrecision
+from edge_ad.runtime.sessions import open_session
+from edge_ad.runtime.verify import verify_bundle
+from edge_ad.setups import Sharing
+from edge_ad.tiling import Location
+from edge_ad.training.calibration import fit_normalisation
+from edge_ad.training.detector import RAW, run_detector
+from edge_ad.training.trainer import train
+
+SETUP = tile_setup((32, 96), (32, 48))
+KINDS = [(graph_format, precision) for graph_format in Format for precision in Precision]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return tiny_run(tmp_path_factory.mktemp("trained") / "run", SETUP)
+
+
+@pytest.fixture(scope="module")
+def bundle_of(trained, tmp_path_factory):
+    """The bundle of a format and precision, exported when it is first asked for. Not to be changed."""
+    folder, made = tmp_path_factory.mktemp("bundles"), {}
+
+    def bundle(kind):
+        if kind not in made:
+            made[kind] = folder / "-".join(kind)
+            export_run(*trained, made[kind], ExportOptions(*kind))
+        return made[kind]
+
+    return bundle
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_a_bundle_is_whole_and_proves_itself(kind, bundle_of, trained):
+    _, images = trained
+    bundle = read_bundle(bundle_of(kind))
+    manifest = bundle.manifest
+    assert (manifest.format, manifest.precision, manifest.setup) == (*kind, SETUP)
+    assert manifest.provenance.data_digest == images.source.digest
+    for precision in ("auto", "f32"):
+        with edge_ad.load(bundle.path, precision=precision) as detector:
+            assert [check.passed for check in verify_bundle(detector, bundle)] == [True, True]
+    normal, anomalous = manifest.golden
+    assert (normal.label, anomalous.label) == ("normal", "anomalous")
+    assert normal.raw_score < anomalous.raw_score
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_one_extractor_and_a_head_per_location(kind, bundle_of):
+    graph_format, precision = kind
+    manifest = read_bundle(bundle_of(kind)).manifest
+    shared, *heads = manifest.graphs
+    stored = Precision.FP16 if precision is Precision.INT8 else precision  # heads of int8 bundles stay in float
+    assert (shared.role, shared.location, shared.precision, shared.keep_f32) == (Role.SHARED, None, precision, False)
+    assert [graph.location for graph in heads] == [(0, 0), (0, 1)]
+    assert {(graph.role, graph.precision, graph.keep_f32) for graph in heads} == {(Role.HEAD, stored, False)}  # PaDiM bears less than f32
+    suffixes = ["xml", "bin"] if graph_format is Format.OPENVINO else ["onnx"]
+    for graph, name in zip(manifest.graphs, ("shared", "r00_c00", "r00_c01"), strict=True):
+        assert [file.path for file in graph.files] == [f"graphs/{name}.{suffix}" for suffix in suffixes]
+        assert graph.parameters > 0
+        assert graph.flops > 0
+    size = {role: [sum(f.size_bytes for f in g.files) for g in manifest.graphs if g.role is role] for role in Role}
+    assert max(size[Role.HEAD]) < min(size[Role.SHARED])  # no second backbone
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_parity_is_reported_in_every_precision_that_ran(kind, bundle_of):
+    manifest = read_bundle(bundle_of(kind)).manifest
+    assert manifest.parity[0].execution_precision == "f32"
+    with edge_ad.load(bundle_of(kind)) as detector:
+        assert detector.precision in {parity.execution_precision for parity in manifest.parity}
+    assert {parity.images for parity in manifest.parity} == {PARITY_IMAGES}
+    allowed, rank = TOLERANCES[kind[1]]
+    assert manifest.parity[0].map_max_rel <= allowed
+    assert manifest.parity[0].score_rank_correlation >= rank
+
+
+# Of the range of the torch run's maps; see test_graphs.py
+@pytest.mark.parametrize(("precision", "tolerance"), [(Precision.FP32, 1e-4), (Precision.FP16, 1e-2)])
+@pytest.mark.parametrize("graph_format", Format)
+def test_a_bundle_computes_what_the_run_computes(graph_format, precision, tolerance, bundle_of, trained):
+    run, _ = trained
+    images = np.concatenate([scene(2, SETUP.image_size, seed=11), 255 - scene(2, SETUP.image_size, seed=12)])
+    with run_detector(run) as torch_side, edge_ad.load(bundle_of((graph_format, precision)), precision="f32") as here:
+        for image in images:
+            expected, got = torch_side.raw(image[None]), here.raw(image[None])
+            span = np.ptp(expected.maps)
+            assert np.abs(got.maps - expected.maps).max() < tolerance * span
+            assert np.abs(got.tile_scores - expected.tile_scores).max() < tolerance * span
+            assert np.abs(got.scores - expected.scores).max() < tolerance * span
+
+
+@pytest.mark.parametrize("graph_format", Format)
+def test_int8_heads_are_fitted_on_quantised_features(graph_format, bundle_of, trained):
+    """The textbook's distance in float64, mean and covariance over what the bundle's own extractor gives."""
+    _, images = trained
+    bundle = read_bundle(bundle_of((graph_format, Precision.INT8)))
+    path = bundle.file(bundle.manifest.shared.files[0])
+    session = open_session(path, graph_format, "CPU", precision=ExecutionPrecision.F32, batch_size=1)
+
+    def embed(tile):
+        return np.array(session.fetch(session.run({"image": np.ascontiguousarray(tile[None])})["embedding"]))[0]
+
+    probe = 255 - images.held_out[0]
+    with edge_ad.load(bundle.path, precision="f32") as detector:
+        got = {loc: (float(s[0]), m[0].copy()) for loc, s, m in detector.tiles(probe[None])}
+    for location in SETUP.model_locations:
+        rows, cols = SETUP.grid.window(location)
+        x = np.stack([embed(image[rows, cols]) for image in images.fit]).astype(np.float64)  # (n, d, h', w')
+        y = embed(probe[rows, cols]) - x.mean(0)
+        distance = np.empty(y.shape[1:])
+        for i, j in np.ndindex(*distance.shape):
+            covariance = np.cov(x[:, :, i, j].T) + REGULARISATION * np.eye(x.shape[1])
+            distance[i, j] = np.sqrt(y[:, i, j] @ np.linalg.inv(covariance) @ y[:, i, j])
+        upsampled = F.interpolate(torch.from_numpy(distance)[None, None], size=SETUP.tile_size, mode="bilinear")
+        expected = scipy.ndimage.gaussian_filter(upsampled[0, 0].numpy(), SMOOTHING_SIGMA_PX)
+        score, anomaly_map = got[location]
+        # Heads are stored in half precision
+        np.testing.assert_allclose(anomaly_map, expected, rtol=0, atol=1e-2 * np.ptp(expected))
+        assert score == pytest.approx(expected.max(), abs=1e-2 * np.ptp(expected))
+    session.close()
+
+
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[-1]], ids="-".join)
+def test_thresholds_are_those_of_the_bundles_own_graphs(kind, bundle_of, trained):
+    _, images = trained
+    manifest = read_bundle(bundle_of(kind)).manifest
+    with edge_ad.load(bundle_of(kind), precision="f32") as detector:
+        again = fit_normalisation(detector.with_normalisation(RAW), images.held_out)
+    assert again.rule == manifest.normalisation.rule == "sigma:3 on 5 held-out normal images"
+    for a, b in ((again.score, manifest.normalisation.score), (again.map, manifest.normalisation.map)):
+        assert (a.low, a.threshold) == pytest.approx((b.low, b.threshold), rel=1e-5)
+
+
+def test_a_bundle_can_be_moved(bundle_of, tmp_path):
+    moved = shutil.copytree(bundle_of((Format.OPENVINO, Precision.FP32)), tmp_path / "elsewhere" / "b")
+    with edge_ad.load(moved) as detector:
+        verify_bundle(detector, read_bundle(moved))
+
+
+def test_a_shared_model_has_one_head(tmp_path):
+    setup = tile_setup((32, 96), (32, 48), sharing=Sharing.ALL)
+    run, images = tiny_run(tmp_path / "run", setup, stage=NormalisationStage.TILE)
+    manifest = export_run(run, images, tmp_path / "bundle", ExportOptions(Format.OPENVINO, Precision.FP16))
+    assert [graph.location for graph in manifest.heads] == [(0, 0)]
+    assert len(manifest.normalisation.tile_score) == 2
+    with edge_ad.load(tmp_path / "bundle") as detector:
+        verify_bundle(detector, read_bundle(tmp_path / "bundle"))
+
+
+def test_few_held_out_images_make_as_many_probes(tmp_path):
+    """Ranks of four probes change by 0.2 where two neighbours swap: a gate on them would be a lottery."""
+    images = scene_images(SETUP, held_out=2)
+    run = train(tiny_model(SETUP.tile_size), SETUP, images, tmp_path / "run", seed=0)
+    manifest = export_run(run, images, tmp_path / "bundle", ExportOptions(Format.OPENVINO, Precision.FP32))
+    assert manifest.parity[0].images == PARITY_IMAGES
+
+
+# --- when it cannot be written, or must not be ------------------------------------------------------------------------
+
+FP16 = ExportOptions(Format.OPENVINO, Precision.FP16)
+
+
+def left_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (replace(FP16, parity_tolerance=0.0, overwrite=True), ParityError, "fp16 maps differ from the trained model's"),
+        (replace(FP16, accuracy_drop=-1.5, overwrite=True), AccuracyDropError, r"more than --accuracy-drop -1\.5"),
+    ],
+)
+def test_nothing_is_written_when_a_gate_is_not_met(trained, tmp_path, options, error, message):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "mine.txt").write_text("keep")
+    with pytest.raises(error, match=message):
+        export_run(*trained, tmp_path / "bundle", options)
+    assert left_in(tmp_path) == ["bundle"]
+    assert left_in(tmp_path / "bundle") == ["mine.txt"]
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
+def test_heads_in_the_wrong_place_do_not_pass(trained, tmp_path, monkeypatch, precision):
+    """The gate is no formality: the reference has its two heads swapped."""
+    run, images = trained
+    swapped = replace(run, path=shutil.copytree(run.path, tmp_path / "run"))
+    for col in range(2):
+        shutil.copy(run.head_path(Location(0, 1 - col)), swapped.head_path(Location(0, col)))
+    monkeypatch.setattr(export, "run_detector", lambda run, model, **options: run_detector(swapped, model, **options))
+    with pytest.raises(ParityError):
+        export_run(run, images, tmp_path / "bundle", ExportOptions(Format.OPENVINO, precision))
+    assert left_in(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("where", ["exporting r00_c01", "parity: openvino auto"])
+def test_ctrl_c_leaves_nothing(trained, tmp_path, where):
+    def interrupt(done, total, what):
+        if what == where:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_run(*trained, tmp_path / "bundle", FP16, interrupt)
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("graph_format", Format)
+def test_a_full_disk_leaves_nothing(trained, tmp_path, graph_format):
+    """Really: the process may write 50 kB per file, a quarter of the extractor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(OutputWriteError, match=r"cannot write .*bundle: .*; free some space") as caught:
+            export_run(*trained, tmp_path / "bundle", replace(FP16, format=graph_format))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    assert left_in(tmp_path) == []
+
+
+def never(*step):
+    raise AssertionError(f"worked: {step}")
+
+
+def test_an_existing_bundle_is_kept_unless_told_otherwise(trained, tmp_path):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "mine.txt").write_text("keep")
+    with pytest.raises(OutputExistsError, match=r"bundle exists; choose another -o, or pass --overwrite"):
+        export_run(*trained, tmp_path / "bundle", FP16, never)
+    assert left_in(tmp_path / "bundle") == ["mine.txt"]
+    export_run(*trained, tmp_path / "bundle", replace(FP16, overwrite=True))
+    read_bundle(tmp_path / "bundle")
+    assert left_in(tmp_path) == ["bundle"]
+
+
+def test_an_incomplete_run_is_refused(trained, tmp_path):
+    run, images = trained
+    part = replace(run, path=shutil.copytree(run.path, tmp_path / "run"))
+    part.head_path(Location(0, 1)).unlink()
+    with pytest.raises(IncompleteRunError, match="r00_c01 missing"):
+        export_run(part, images, tmp_path / "bundle", FP16, never)
+    assert left_in(tmp_path) == ["run"]

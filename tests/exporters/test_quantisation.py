@@ -1,0 +1,115 @@
+"""INT8: a ResNet18 with random weights on structured tiles; integers really in the graph, and little lost."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import openvino as ov
+import pytest
+import torch
+from tiny_run import scene
+
+from edge_ad.bundle.manifest import Format
+from edge_ad.exporters.export import WRITERS
+from edge_ad.exporters.quantisation import calibration_tiles, quantise
+from edge_ad.methods import create_model
+from edge_ad.methods.tile_model import TileStream
+from edge_ad.runtime.session import ExecutionPrecision
+from edge_ad.runtime.sessions import open_session
+from edge_ad.tiling import TileGrid
+from edge_ad.training.torch_graph import shared_graph
+
+TILE = (32, 48)
+CONVOLUTIONS = 15  # of ResNet18 down to layer3: stem, 3 stages of 4, two projections
+
+
+@pytest.fixture(scope="module")
+def graph():
+    torch.manual_seed(0)
+    return shared_graph(create_model("padim", TILE, backbone="resnet18", weights="none", dimensions=20))
+
+
+def feeds(count):
+    return [{"image": tile[None]} for tile in scene(count, TILE)]
+
+
+@pytest.fixture(scope="module", params=list(Format))
+def quantised(request, graph, tmp_path_factory):
+    """(format, file, size in float32) of the extractor quantised on 24 tiles."""
+    graph_format, folder = request.param, tmp_path_factory.mktemp("int8")
+    writer = WRITERS[graph_format]
+    whole = sum(path.stat().st_size for path in writer.write(writer.convert(graph), folder / "whole", half=False))
+    converted = quantise(writer.convert(graph), feeds(24), graph_format)
+    paths = writer.write(converted, folder / "int8", half=True)
+    return graph_format, paths, whole
+
+
+def test_every_convolution_is_integer(quantised):
+    graph_format, paths, _ = quantised
+    if graph_format is Format.OPENVINO:
+        model = ov.Core().read_model(paths[0])
+        operations = Counter(op.get_type_name() for op in model.get_ops())
+        assert operations["FakeQuantize"] >= CONVOLUTIONS  # activations
+        weights = [op for op in model.get_ops() if op.get_type_name() == "Constant" and len(op.shape) == 4]
+        integer = [op for op in weights if op.get_element_type().get_type_name() == "i8"]
+    else:
+        model = onnx.load(paths[0])
+        operations = Counter(node.op_type for node in model.graph.node)
+        assert operations["QuantizeLinear"] >= CONVOLUTIONS
+        assert operations["DequantizeLinear"] >= 2 * CONVOLUTIONS
+        weights = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 4]
+        integer = [tensor for tensor in weights if tensor.data_type == onnx.TensorProto.INT8]
+    assert len([op for op in integer if np.prod(getattr(op, "shape", None) or op.dims) > 1000]) == CONVOLUTIONS
+
+
+def test_a_quarter_of_the_size(quantised):
+    _, paths, whole = quantised
+    assert sum(path.stat().st_size for path in paths) < 0.3 * whole
+
+
+def test_features_are_close(quantised, graph):
+    """8 bits per tensor and channel: 15 layers of 1/256 roundings of either sign add up to a few percent."""
+    graph_format, paths, _ = quantised
+    tiles = scene(8, TILE, seed=1)
+    with torch.no_grad():
+        (expected,) = (tensor.numpy() for tensor in graph.module(torch.from_numpy(tiles)))
+    session = open_session(paths[0], graph_format, "CPU", precision=ExecutionPrecision.F32, batch_size=8)
+    got = np.array(session.fetch(session.run({"image": tiles})["embedding"]))
+    session.close()
+    relative = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+    assert 1e-4 < relative < 0.05  # not float either
+
+
+def test_quantising_is_silent(graph, capfd):
+    quantise(WRITERS[Format.OPENVINO].convert(graph), feeds(2), Format.OPENVINO)
+    assert capfd.readouterr().out == ""
+
+
+# --- what it is calibrated on -----------------------------------------------------------------------------------------
+
+
+def numbered(images, grid):
+    """Images whose every tile is filled with its own number, location-major: what `calibration_tiles` is to draw."""
+    made = np.zeros((images, *grid.image_size, 3), np.uint8)
+    for index, location in enumerate(grid.locations):
+        rows, cols = grid.window(location)
+        for image in range(images):
+            made[image, rows, cols] = index * images + image
+    return made
+
+
+@pytest.mark.parametrize("count", [1, 5, 9, 17, 45, 300])
+def test_tiles_are_drawn_evenly_over_locations_and_images(count):
+    grid = TileGrid((12, 15), (4, 5), (4, 5))  # 9 locations
+    images = numbered(5, grid)
+    tiles = calibration_tiles(TileStream(images, grid, grid.locations, lambda image: (), 2), count)
+    assert tiles.shape == (min(count, 45), 4, 5, 3)
+    numbers = tiles[:, 0, 0, 0].astype(int)
+    assert (tiles == numbers[:, None, None, None]).all()
+    assert len(set(numbers)) == len(numbers)
+    per_location = Counter(numbers // 5)
+    if count >= 9:
+        assert len(per_location) == 9
+        assert max(per_location.values()) - min(per_location.values()) <= 1
+    if count >= 5:
+        assert len(Counter(numbers % 5)) >= 3
