@@ -169,7 +169,9 @@ def _write_graphs(
             converted = quantise(converted, feeds, options.format, MEASURING, fast=True)
         elif quantised:
             stored = Precision.FP16  # in float, stored in half precision
-        graphs.append(_write(stage, writer, converted, graph, Role.HEAD, location, stored))
+        graphs.append(
+            _write(stage, writer, converted, graph, Role.HEAD, location, stored, keep_f32=model.head_keeps_f32)
+        )
     progress(1, 1, "exported")
     if isinstance(extract, EngineExtract):
         extract.session.close()
@@ -184,6 +186,8 @@ def _write(
     role: Role,
     location: Location | None,
     precision: Precision,
+    *,
+    keep_f32: bool = False,
 ) -> Graph:
     stem = stage / "graphs" / (location.name if location else "shared")
     files = writer.write(converted, stem, half=precision is not Precision.FP32)
@@ -192,7 +196,7 @@ def _write(
         location=(location.row, location.col) if location else None,
         precision=precision,
         files=tuple(file_entry(stage, file.relative_to(stage).as_posix()) for file in files),
-        keep_f32=role is Role.HEAD,
+        keep_f32=keep_f32,
         parameters=graph.parameters,
         flops=graph.flops(),
     )

@@ -71,7 +71,7 @@ class Graph:
     location: tuple[int, int] | None  # of the model; None for the shared graph
     precision: Precision
     files: tuple[FileEntry, ...]
-    keep_f32: bool  # execute in f32 even where the device's default is lower: distances lose their ranking in bf16
+    keep_f32: bool  # execute in f32 even where the device's default is lower: some distances lose their ranking there
     parameters: int
     flops: int  # multiply and add counted apart, batch 1
 

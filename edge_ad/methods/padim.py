@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_ad.errors import NonFiniteValuesError
+from edge_ad.errors import InputError, NonFiniteValuesError
 from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
 from edge_ad.methods.smoothing import UpsampleSmooth
 from edge_ad.methods.tile_model import HeadInt8, TileModel, TileStream
@@ -25,6 +25,9 @@ from edge_ad.tiling import Size
 
 DIMENSIONS = 100
 REGULARISATION = 0.01
+# Of 67, 50 and 84 directions on three sets of real images, 48 moved image AUROC and AUPRO by 0.04 points at most, 32 by
+# 0.3. Half of the head's bytes, which are its time.
+RANK = 48
 SMOOTHING_SIGMA_PX = 4.0
 _POSITIONS_PER_SOLVE = 1024  # bounds the temporary memory of the factorisation to 80 MB per 100 channels
 
@@ -56,17 +59,18 @@ class PadimExtractor(nn.Module):
 class PadimHead(nn.Module):
     """Mahalanobis distance per position, from the leading eigenvectors of its covariance.
 
-    With eigenpairs (l_k, v_k) of S and w = 1 / min l,
+    With eigenpairs (l_k, v_k) of S, and l_0 in place of every eigenvalue but the r largest,
 
-        d^2 = (x - m)^T S^-1 (x - m) = w |x - m|^2 - |B (x - m)|^2,   rows of B: sqrt(w - 1 / l_k) v_k
+        d^2 = (x - m)^T S^-1 (x - m) = (|x - m|^2 - |B (x - m)|^2) / l_0,   rows of B: sqrt(1 - l_0 / l_k) v_k
 
-    Rows with l_k = min l vanish. N tiles span at most N - 1 directions and every other eigenvalue is the
-    regularisation itself, so min(N - 1, d - 1) rows are exact: one batched MatMul, half the bytes of S^-1 for 50
-    tiles, and no inverse.
+    N tiles span at most N - 1 directions and every other eigenvalue is the regularisation itself, so r = min(N, d) - 1
+    rows are exact: one batched MatMul, half the bytes of S^-1 for 50 tiles, and no inverse. With fewer rows l_0 is the
+    mean of the eigenvalues left out, the most likely one (Tipping and Bishop, "Probabilistic Principal Component
+    Analysis", 1999, eq. 8). Rows of B are at most 1 long and 1 / l_0 comes last: nothing overflows in half precision.
     """
 
     mean: Tensor
-    weight: Tensor
+    gain: Tensor
     directions: Tensor
 
     def __init__(self, positions: Size, dimensions: int, rank: int, tile_size: Size) -> None:
@@ -74,7 +78,7 @@ class PadimHead(nn.Module):
         self.positions = positions
         count = positions[0] * positions[1]
         self.register_buffer("mean", torch.zeros(dimensions, count))
-        self.register_buffer("weight", torch.zeros(count))
+        self.register_buffer("gain", torch.zeros(count))
         self.register_buffer("directions", torch.zeros(count, rank, dimensions))
         self.upsample = UpsampleSmooth(positions, tile_size, SMOOTHING_SIGMA_PX)
 
@@ -82,8 +86,8 @@ class PadimHead(nn.Module):
         """(anomaly_map (N, 1, h, w), pred_score (N,)) float32 of ``embedding`` (N, d, h', w')."""
         centred = embedding.flatten(2) - self.mean  # (N, d, P)
         projected = self.directions.float() @ centred.permute(2, 1, 0)  # (P, r, N)
-        total = (centred * centred).sum(1) * self.weight  # (N, P)
-        distance = F.relu(total - (projected * projected).sum(1).T).sqrt()
+        left = (centred * centred).sum(1) - (projected * projected).sum(1).T  # (N, P)
+        distance = F.relu(left).sqrt() * self.gain
         anomaly_map = self.upsample(distance.reshape(-1, 1, *self.positions))
         return anomaly_map, anomaly_map.amax((1, 2, 3))
 
@@ -95,12 +99,14 @@ class Padim(TileModel):
         tile_size: (h, w) pixels.
         backbone, layers, weights: see `Backbone`.
         dimensions: channels kept, d; all of them where there are fewer.
+        rank: leading eigenvectors kept per position, r; fewer where the tiles span fewer.
         seed: of the channel choice, which is part of the model.
     """
 
     name: ClassVar[str] = "padim"
     minimum_tiles: ClassVar[int] = 2
     head_int8: ClassVar[HeadInt8] = HeadInt8.REFIT
+    head_keeps_f32: ClassVar[bool] = False  # bf16 moves image AUROC and AUPRO by less than 0.1 points, see RANK
     feature_names = ("embedding",)
 
     def __init__(
@@ -111,6 +117,7 @@ class Padim(TileModel):
         layers: tuple[str, ...] = (),
         weights: str = "auto",
         dimensions: int = DIMENSIONS,
+        rank: int = RANK,
         seed: int = 0,
     ) -> None:
         network = Backbone(backbone, layers, weights)
@@ -118,9 +125,13 @@ class Padim(TileModel):
             "backbone": backbone,
             "layers": [spec.layer for spec in network.features],
             "dimensions": dimensions,
+            "rank": rank,
             "seed": seed,
         }
+        if dimensions < 2 or rank < 1:
+            raise InputError(f"padim: expected dimensions >= 2 and rank >= 1, but got {dimensions} and {rank}")
         super().__init__(tile_size, config)
+        self.rank = rank
         total = sum(spec.channels for spec in network.features)
         self.dimensions = min(dimensions, total)
         order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
@@ -148,22 +159,22 @@ class Padim(TileModel):
             total += x.sum(2)
             products.baddbmm_(x, x.transpose(1, 2))
         mean = total / len(tiles)
-        head = PadimHead(self.positions, d, min(len(tiles), d) - 1, self.tile_size).eval()
+        head = PadimHead(self.positions, d, min(len(tiles) - 1, d - 1, self.rank), self.tile_size).eval()
         head.mean.copy_(mean.T)
         for start in range(0, count, _POSITIONS_PER_SOLVE):
             part = slice(start, start + _POSITIONS_PER_SOLVE)
             scatter = products[part].baddbmm_(mean[part, :, None], mean[part, None, :], alpha=-len(tiles))
-            head.weight[part], head.directions[part] = deflate(scatter / (len(tiles) - 1), head.directions.shape[1])
+            head.gain[part], head.directions[part] = deflate(scatter / (len(tiles) - 1), head.directions.shape[1])
         return head
 
 
 def deflate(covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """w (P,) and B (P, rank, d) of `PadimHead` for ``covariance`` (P, d, d) before regularisation.
+    """1 / sqrt(l_0) (P,) and B (P, rank, d) of `PadimHead` for ``covariance`` (P, d, d) before regularisation.
 
     Exact where the covariance has at most ``rank`` eigenvalues above its smallest.
     """
     values, vectors = torch.linalg.eigh(covariance.float())  # ascending
     values = values.clamp(min=0) + REGULARISATION
-    weight = 1 / values[:, 0]
-    scale = (weight[:, None] - 1 / values[:, -rank:]).clamp(min=0).sqrt()
-    return weight, scale[:, :, None] * vectors[:, :, -rank:].transpose(1, 2)
+    rest = values[:, :-rank].mean(1)
+    scale = (1 - rest[:, None] / values[:, -rank:]).clamp(min=0).sqrt()
+    return rest.rsqrt(), scale[:, :, None] * vectors[:, :, -rank:].transpose(1, 2)

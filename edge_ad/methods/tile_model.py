@@ -102,6 +102,8 @@ class TileModel(ABC):
         minimum_tiles: fewest training tiles a head can be fitted on.
         head_takes_image: whether the head's first input is the tile itself.
         head_int8: what becomes of the head in an int8 bundle.
+        head_keeps_f32: whether the head runs in float32 where the device's default is less (bf16, f16): small
+            differences of large numbers, as most distances are, lose their ranking there.
         feature_names: outputs of the extractor and inputs of the head, in order.
         extractor: the frozen part, shared by every location.
         config: everything needed to build it again (`create_model`), JSON types only.
@@ -113,6 +115,7 @@ class TileModel(ABC):
     minimum_tiles: ClassVar[int]
     head_takes_image: ClassVar[bool] = False
     head_int8: ClassVar[HeadInt8] = HeadInt8.REFIT
+    head_keeps_f32: ClassVar[bool] = True
     feature_names: tuple[str, ...]
     extractor: nn.Module
     weights_source: str

@@ -59,22 +59,34 @@ def test_distance_is_the_mahalanobis_distance(model, images):
 def test_the_batch_size_does_not_matter(model, images):
     one, all_at_once = model.fit(stream(model, images, 1), seed=0), model.fit(stream(model, images, 7), seed=0)
     torch.testing.assert_close(one.mean, all_at_once.mean, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(one.weight, all_at_once.weight, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(one.gain, all_at_once.gain, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("samples", "rank"), [(5, 4), (40, 12)])
 def test_deflation_is_exact(samples, rank):
     rng = np.random.default_rng(0)
     covariance = np.stack([np.cov(rng.normal(size=(13, samples))) for _ in range(3)])
-    weight, directions = (value.numpy() for value in deflate(torch.from_numpy(covariance), rank))
-    inverse = weight[:, None, None] * np.eye(13) - directions.swapaxes(1, 2) @ directions
+    gain, directions = (value.numpy() for value in deflate(torch.from_numpy(covariance), rank))
+    inverse = gain[:, None, None] ** 2 * (np.eye(13) - directions.swapaxes(1, 2) @ directions)
     np.testing.assert_allclose(inverse, np.linalg.inv(covariance + REGULARISATION * np.eye(13)), atol=2e-3)
+
+
+def test_a_lower_rank_levels_the_smallest_eigenvalues():
+    rng = np.random.default_rng(0)
+    covariance = np.cov(rng.normal(size=(13, 40)))
+    values, vectors = np.linalg.eigh(covariance + REGULARISATION * np.eye(13))
+    values[:8] = values[:8].mean()
+    gain, directions = (value[0].numpy() for value in deflate(torch.from_numpy(covariance[None]), 5))
+    inverse = gain**2 * (np.eye(13) - directions.T @ directions)
+    np.testing.assert_allclose(inverse, vectors @ np.diag(1 / values) @ vectors.T, atol=1e-4)
 
 
 def test_rank_is_what_the_tiles_can_span(model, images):
     assert model.fit(stream(model, images), seed=0).directions.shape == (8 * 12, 6, 11)
     many = stream(model, images, locations=GRID.locations)  # 28 tiles
     assert model.fit(many, seed=0).directions.shape == (8 * 12, 10, 11)
+    low = create_model("padim", GRID.tile_size, backbone="resnet18", weights="none", dimensions=11, rank=4)
+    assert low.fit(stream(low, images, locations=GRID.locations), seed=0).directions.shape == (8 * 12, 4, 11)
 
 
 def test_a_planted_defect_scores_higher(model):
@@ -143,5 +155,7 @@ def test_errors(model, images):
         create_model("padim", (32, 32), backbone="resnet99", weights="none")
     with pytest.raises(BackboneError, match="tile size 40x32 is no multiple of the stride 16"):
         create_model("padim", (40, 32), backbone="resnet18", weights="none")
+    with pytest.raises(InputError, match="expected dimensions >= 2 and rank >= 1, but got 100 and 0"):
+        create_model("padim", (32, 32), backbone="resnet18", weights="none", rank=0)
     with pytest.raises(InputError, match="unknown method 'padme'; known: padim"):
         create_model("padme", (32, 32))
