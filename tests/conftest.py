@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,15 @@ import pytest
 from tiny_bundle import write_tiny_bundle
 
 from edge_ad.bundle.manifest import Format, Manifest
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real images that ``EDGE_AD_DATA`` names."""
+    root = os.environ.get("EDGE_AD_DATA")
+    if not root:
+        pytest.skip("EDGE_AD_DATA names no folder of real images")
+    return Path(root)
 
 
 @pytest.fixture

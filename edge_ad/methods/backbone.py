@@ -5,6 +5,7 @@ Symbols: N batch, C channels, h, w tile size.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,8 +68,8 @@ class Backbone(nn.Module):
         try:
             info: Any = timm.create_model(name, pretrained=False, features_only=True).feature_info
         except RuntimeError as error:
-            close = ", ".join(timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5]) or "see timm.list_models()"
-            raise BackboneError(f"backbone {name!r} cannot be built: {error}; similar: {close}") from error
+            similar = ", ".join(difflib.get_close_matches(name, timm.list_models())) or "see timm.list_models()"
+            raise BackboneError(f"backbone {name!r} cannot be built: {error}; similar: {similar}") from error
         available = info.get_dicts()
         self._indices = _tap_indices(name, available, layers, reductions)
         self.features = tuple(
