@@ -145,7 +145,7 @@ class Config:
     pro_limit: float = PRO_LIMIT
     device: str = "CPU"  # of bundles
     execution: ExecutionPrecision = ExecutionPrecision.AUTO  # of bundles
-    parity_tolerance: float | None = None  # of exports; None: by precision; 1: measure whatever parity says
+    parity_tolerance: float | None = None  # of exports, as --parity-tolerance
     benchmark: BenchmarkEntry | None = None
 
 

@@ -14,6 +14,8 @@ from edge_ad.data.layouts import LAYOUTS
 from edge_ad.errors import DataNotFoundError
 from edge_ad.experiment.config import BackboneEntry, BenchmarkEntry, Config, DatasetEntry, SetupEntry, Variant
 from edge_ad.experiment.record import Identity
+from edge_ad.methods import method_class
+from edge_ad.methods.parameters import parameters
 from edge_ad.records import to_plain
 
 
@@ -36,8 +38,21 @@ class Cell:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Keyword arguments of the method beside backbone, weights and seed."""
-        return self.config.parameters.get(self.method, {})
+        """What the configuration's table of the method says."""
+        given = self.config.parameters.get(self.method, {})
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the method; of backbone and seed only what it has."""
+        common = {
+            "backbone": self.backbone.name,
+            "layers": self.backbone.layers,
+            "weights": self.backbone.weights_argument,
+            "seed": self.seed,
+        }
+        known = parameters(method_class(self.method))
+        return {key: value for key, value in common.items() if key in known} | self.parameters
 
     @property
     def benchmark(self) -> BenchmarkEntry | None:

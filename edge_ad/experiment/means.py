@@ -49,49 +49,44 @@ class Values:
 
     Attributes:
         by_cell: values by (row, column), then by seed; cells without the metric are not there.
+        rows: every row a mean must hold to be compared with others.
     """
 
     by_cell: Mapping[tuple[Row, Column], Mapping[int, float]]
+    rows: tuple[Row, ...]
 
     @classmethod
-    def of(cls, records: Iterable[Record], metric: Metric) -> Values:
-        """From lines of one backbone, precision and merge."""
+    def of(cls, records: Iterable[Record], metric: Metric, everything: Iterable[Record]) -> Values:
+        """From lines of one backbone, precision and merge.
+
+        Args:
+            everything: all lines of the experiment: what has the metric there is a row (a set without masks has no
+                pixel metrics anywhere, a cell that failed is missing here alone).
+        """
         found: dict[tuple[Row, Column], dict[int, float]] = {}
         for record in records:
-            value = None if record.outcome is None else metric(record.outcome)
-            if value is not None:
-                found.setdefault((row_of(record.identity), column_of(record.identity)), {})[record.identity.seed] = (
-                    value
-                )
-        return cls(found)
+            if (value := _value(record, metric)) is not None:
+                cell = row_of(record.identity), column_of(record.identity)
+                found.setdefault(cell, {})[record.identity.seed] = value
+        rows = dict.fromkeys(row_of(record.identity) for record in everything if _value(record, metric) is not None)
+        return cls(found, tuple(rows))
 
     def minus(self, other: Values) -> Values:
         """Differences, seed by seed, where both have a value."""
-        return Values(
-            {
-                cell: differences
-                for cell, seeds in self.by_cell.items()
-                if (
-                    differences := {
-                        seed: value - other.by_cell[cell][seed]
-                        for seed, value in seeds.items()
-                        if seed in other.by_cell.get(cell, {})
-                    }
-                )
-            }
-        )
+        differences = {}
+        for cell, seeds in self.by_cell.items():
+            others = other.by_cell.get(cell, {})
+            if both := {seed: value - others[seed] for seed, value in seeds.items() if seed in others}:
+                differences[cell] = both
+        return Values(differences, self.rows)
 
     def cell(self, row: Row, column: Column) -> Spread | None:
         """Over the seeds of one cell."""
         return Spread.of(list(self.by_cell.get((row, column), {}).values()))
 
     def mean(self, column: Column) -> Spread | None:
-        """Over seeds, of each seed's mean over rows. None where a row that other columns have is missing: means of
-        different rows would be compared. Rows that no column has (a set without masks) do not count; nor does a seed
-        that lacks a row.
-        """
-        rows = dict.fromkeys(row for row, _ in self.by_cell)
-        per_row = [self.by_cell.get((row, column), {}) for row in rows]
+        """Over seeds, of each seed's mean over rows; a seed that lacks a row does not count."""
+        per_row = [self.by_cell.get((row, column), {}) for row in self.rows]
         seeds = [seed for seed in (per_row[0] if per_row else {}) if all(seed in values for values in per_row)]
         return Spread.of([statistics.fmean(values[seed] for values in per_row) for seed in seeds])
 
@@ -104,3 +99,7 @@ def row_of(identity: Identity) -> Row:
 def column_of(identity: Identity) -> Column:
     """The column a line belongs to."""
     return identity.method, identity.setup
+
+
+def _value(record: Record, metric: Metric) -> float | None:
+    return None if record.outcome is None else metric(record.outcome)

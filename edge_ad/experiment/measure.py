@@ -19,7 +19,7 @@ from edge_ad import atomic
 from edge_ad.bundle.manifest import Parity, ScoreMerge
 from edge_ad.data.cache import open_cache
 from edge_ad.data.layouts import Dataset, Sample, read_dataset, read_masks
-from edge_ad.errors import EmptyDataError
+from edge_ad.errors import EmptyDataError, IncompleteRunError, RunMismatchError
 from edge_ad.evaluation.evaluate import Evaluation, auroc_by_defect, evaluate
 from edge_ad.evaluation.image_metrics import image_metrics
 from edge_ad.evaluation.thresholds import ThresholdRule
@@ -30,6 +30,7 @@ from edge_ad.experiment.record import Benchmark, Identity, ImageScore, Outcome, 
 from edge_ad.exporters.export import ExportOptions, export_run
 from edge_ad.imaging import image_size
 from edge_ad.methods import create_model
+from edge_ad.methods.tile_model import TileModel
 from edge_ad.progress import Progress, no_progress
 from edge_ad.runtime.detector import Detector, RawResult
 from edge_ad.tiling import Size
@@ -118,25 +119,29 @@ def _train(cell: Cell, workspace: Path, progress: Progress) -> Trained:
         held_out=cell.config.held_out,
         progress=progress,
     )
-    path, timing = workspace / "run", workspace / "training.json"
-    begun = path.exists()
-    model = create_model(
-        cell.method,
-        setup.tile_size,
-        backbone=cell.backbone.name,
-        layers=cell.backbone.layers,
-        weights=cell.backbone.weights_argument,
-        seed=cell.seed,
-        **cell.parameters,
-    )
-    start = time.perf_counter()
-    run = train(model, setup, images, path, seed=cell.seed, threshold_rule=cell.config.threshold, progress=progress)
-    if not begun:
-        atomic.write_json(timing, {"training_s": time.perf_counter() - start})
-    training_s = json.loads(timing.read_text(encoding="utf-8"))["training_s"] if timing.exists() else None
+    model = create_model(cell.method, setup.tile_size, **cell.arguments)
+    run, training_s = _train_run(cell, model, images, workspace, progress)
     test = open_cache(dataset.test, setup.image_size, progress=progress).images
     areas = tuple(defect_area(sample) for sample in dataset.test)
     return Trained(cell, workspace, run, images, training_s, dataset, test, areas)
+
+
+def _train_run(
+    cell: Cell, model: TileModel, images: TrainingImages, workspace: Path, progress: Progress
+) -> tuple[RunFolder, float | None]:
+    """The run, continued where it stopped, and its seconds where it was trained in one go."""
+    path, timing = workspace / "run", workspace / "training.json"
+    rule, begun, start = cell.config.threshold, path.exists(), time.perf_counter()
+    try:
+        run = train(model, cell.setup.setup, images, path, seed=cell.seed, threshold_rule=rule, progress=progress)
+    except (RunMismatchError, IncompleteRunError):
+        if not begun:
+            raise
+        shutil.rmtree(workspace)  # its name says the settings: it is damaged, of another release or of other images
+        return _train_run(cell, model, images, workspace, progress)
+    if not begun:
+        atomic.write_json(timing, {"training_s": time.perf_counter() - start})
+    return run, json.loads(timing.read_text(encoding="utf-8"))["training_s"] if timing.exists() else None
 
 
 def defect_area(sample: Sample) -> float | None:

@@ -11,8 +11,8 @@ import numpy as np
 from edge_ad.evaluation.image_metrics import image_auroc
 from edge_ad.experiment.config import Variant
 from edge_ad.experiment.means import Values, column_of
-from edge_ad.experiment.record import ImageScore, Record
-from edge_ad.experiment.tables import groups_of
+from edge_ad.experiment.record import ImageScore, Outcome, Record
+from edge_ad.experiment.tables import first_merges, groups_of
 from edge_ad.experiment.tables import image_auroc as auroc_of
 
 # Upper limits of the bins, fractions of the image; the last bin is open
@@ -86,16 +86,21 @@ def defect_sizes(records: Sequence[Record]) -> tuple[str, dict[str, list[float |
 
 
 def latencies(records: Sequence[Record]) -> list[tuple[str, Variant, float, float]]:
-    """(method and setup, precision, mean latency ms, mean AUROC) of what was benchmarked, per backbone and merge."""
+    """(name, precision, mean latency ms, mean AUROC) of what was benchmarked, by the first score merge."""
     points = []
-    for (_, _, precision), lines in groups_of([record for record in records if record.outcome]).items():
-        auroc = Values.of(lines, auroc_of)
-        latency = Values.of(lines, lambda outcome: outcome.benchmark and outcome.benchmark.latency_mean_ms)
+    several = len({record.identity.backbone for record in records}) > 1
+    for (backbone, _, precision), lines in first_merges(records).items():
+        auroc, latency = Values.of(lines, auroc_of, records), Values.of(lines, _latency_ms, records)
         for column in dict.fromkeys(column_of(line.identity) for line in lines):
             mean_auroc, mean_latency = auroc.mean(column), latency.mean(column)
             if mean_auroc and mean_latency:
-                points.append((" ".join(column), Variant(precision), mean_latency.mean, mean_auroc.mean))
+                name = " ".join((*column, backbone) if several else column)
+                points.append((name, Variant(precision), mean_latency.mean, mean_auroc.mean))
     return points
+
+
+def _latency_ms(outcome: Outcome) -> float | None:
+    return outcome.benchmark.latency_mean_ms if outcome.benchmark else None
 
 
 def _defect_size_png(_: str, curves: dict[str, list[float | None]], counts: list[int]) -> bytes:
@@ -116,6 +121,8 @@ def _latency_png(points: Sequence[tuple[str, Variant, float, float]]) -> bytes:
         color = f"C{columns.index(name) % 10}"
         axes.plot(latency_ms, auroc * 100, _MARKERS[precision], color=color, label=f"{name} {precision}")
     axes.set_xscale("log")
+    for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        formatter("{x:g}")
     _style(axes, "latency, ms (log)", "image AUROC, %")
     return _png(figure)
 

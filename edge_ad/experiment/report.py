@@ -21,7 +21,7 @@ def write_report(folder: Path, records: Sequence[Record], title: str, lines: int
     Raises:
         OutputWriteError: a file could not be written.
     """
-    found = tables([record for record in records if record.outcome])
+    found = tables(records)
     figures = plots(records)
     state, failed = _state(records, lines), _failures(records)
     atomic.write_text(folder / "results.csv", to_csv(records))
@@ -41,7 +41,8 @@ def markdown(table: Table) -> str:
     """A section with a GitHub-flavoured table; its note below."""
     texts = [index for index in range(len(table.headers)) if any(not _is_figure(row[index]) for row in table.rows)]
     rules = ["---" if index in texts else "---:" for index in range(len(table.headers))]
-    lines = [f"| {' | '.join(cells)} |" for cells in (table.headers, rules, *table.rows)]
+    rows = ([cell.replace("|", "\\|") for cell in cells] for cells in (table.headers, rules, *table.rows))
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
     return "\n\n".join([f"## {table.title}", "\n".join(lines), *([table.note] if table.note else [])])
 
 
@@ -58,8 +59,6 @@ def _state(records: Sequence[Record], lines: int) -> str:
 
 def _failures(records: Sequence[Record]) -> list[Table]:
     rows = tuple(
-        (str(record.identity), record.failure.error, record.failure.message.replace("|", "\\|"))
-        for record in records
-        if record.failure
+        (str(record.identity), record.failure.error, record.failure.message) for record in records if record.failure
     )
     return [Table("Failures", ("result", "error", "message"), rows, "")] if rows else []

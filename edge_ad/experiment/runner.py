@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import multiprocessing
 import os
 import signal
@@ -10,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 from edge_ad.errors import ConfigError, EdgeAdError, InputError, ResultsError
@@ -19,10 +17,11 @@ from edge_ad.experiment.grid import Cell, cells
 from edge_ad.experiment.measure import run_cell
 from edge_ad.experiment.record import Identity, Record
 from edge_ad.experiment.store import Store
-from edge_ad.methods import METHODS
+from edge_ad.methods import method_class
+from edge_ad.methods.parameters import check_parameters
 from edge_ad.progress import Progress, no_progress
 
-_GIVEN = ("self", "tile_size", "backbone", "layers", "weights", "seed")  # by the other tables of the configuration
+_FIXED = ("backbone", "layers", "weights", "seed")  # by other keys of the configuration
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def make_plan(config: Config, folder: Path, *, recompute: bool = False) -> Plan:
 
     Raises:
         ResultsError: results are damaged, or were made with other settings.
-        ConfigError: a method does not know a parameter.
+        InputError: a method does not have a parameter.
         DataNotFoundError, LayoutError: see `cells`.
     """
     _check_parameters(config)
@@ -152,10 +151,9 @@ def _collect(job: Job, folder: Path, threads: int, keep: bool) -> list[Record]:
 
 def _check_parameters(config: Config) -> None:
     for method, given in config.parameters.items():
-        module, name = METHODS[method]
-        known = [key for key in inspect.signature(getattr(import_module(module), name)).parameters if key not in _GIVEN]
-        if unknown := [key for key in given if key not in known]:
-            raise ConfigError(f"parameters.{method}: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+        check_parameters(method_class(method), given)
+        if fixed := [key for key in given if key in _FIXED]:
+            raise ConfigError(f"parameters.{method}: {fixed[0]} belongs to backbones or seeds")
 
 
 def _other_settings(folder: Path, record: Record, settings: Mapping[str, object]) -> ResultsError:
@@ -168,5 +166,6 @@ def _other_settings(folder: Path, record: Record, settings: Mapping[str, object]
 
 def _differences(there: Mapping[str, object], here: Mapping[str, object]) -> Iterator[str]:
     for key in dict.fromkeys([*there, *here]):
-        if there.get(key) != here.get(key):
-            yield f"{key}: {there.get(key)} there, {here.get(key)} here"
+        old, new = there.get(key, "nothing"), here.get(key, "nothing")
+        if old != new:
+            yield f"{key}: {old} there, {new} here"

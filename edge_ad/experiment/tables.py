@@ -39,13 +39,13 @@ def aupro(outcome: Outcome) -> float | None:
 
 
 def tables(records: Sequence[Record]) -> list[Table]:
-    """Every table, accuracy first."""
+    """Every table, accuracy first; lines that failed show as gaps."""
     groups = groups_of(records)
-    found = [accuracy_table(name, lines) for name, lines in groups.items()]
-    for (backbone, merge, precision), lines in groups.items():
-        trained = groups.get((backbone, merge, Variant.TORCH))
-        if trained and precision != Variant.TORCH:
-            found.append(drop_table((backbone, merge, precision), lines, trained))
+    found = [accuracy_table(group, records) for group in groups]
+    for group in groups:
+        backbone, merge, precision = group
+        if precision != Variant.TORCH and (backbone, merge, Variant.TORCH) in groups:
+            found.append(drop_table(group, records))
     return [*found, threshold_table(records), cost_table(records)]
 
 
@@ -58,13 +58,21 @@ def groups_of(records: Sequence[Record]) -> dict[Group, list[Record]]:
     return groups
 
 
+def first_merges(records: Sequence[Record]) -> dict[Group, list[Record]]:
+    """Groups of the first score merge only: all merges cost the same."""
+    groups = groups_of(records)
+    first = next(iter(groups), ("", "", ""))[1]
+    return {group: lines for group, lines in groups.items() if group[1] == first}
+
+
 def accuracy_table(group: Group, records: Sequence[Record]) -> Table:
-    """Image AUROC / AUPRO."""
-    detection, localisation = Values.of(records, image_auroc), Values.of(records, aupro)
+    """Image AUROC / AUPRO of one group of all ``records``."""
+    lines = groups_of(records)[group]
+    detection, localisation = (Values.of(lines, metric, records) for metric in (image_auroc, aupro))
     return Table(
         f"Image AUROC / AUPRO, {_name(group)}",
         *_by_category(
-            records,
+            lines,
             lambda row, column: _pair(detection.cell(row, column), localisation.cell(row, column)),
             lambda column: _pair(detection.mean(column), localisation.mean(column)),
         ),
@@ -73,14 +81,17 @@ def accuracy_table(group: Group, records: Sequence[Record]) -> Table:
     )
 
 
-def drop_table(group: Group, records: Sequence[Record], trained: Sequence[Record]) -> Table:
+def drop_table(group: Group, records: Sequence[Record]) -> Table:
     """What a bundle's accuracy is above (+) or below (-) that of the trained model."""
-    detection = Values.of(records, image_auroc).minus(Values.of(trained, image_auroc))
-    localisation = Values.of(records, aupro).minus(Values.of(trained, aupro))
+    groups = groups_of(records)
+    lines, trained = groups[group], groups[(group[0], group[1], Variant.TORCH)]
+    detection, localisation = (
+        Values.of(lines, metric, records).minus(Values.of(trained, metric, records)) for metric in (image_auroc, aupro)
+    )
     return Table(
         f"Change of image AUROC / AUPRO against torch, {_name(group)}",
         *_by_category(
-            records,
+            lines,
             lambda row, column: _pair(detection.cell(row, column), localisation.cell(row, column), sign=True),
             lambda column: _pair(detection.mean(column), localisation.mean(column), sign=True),
         ),
@@ -100,7 +111,7 @@ def threshold_table(records: Sequence[Record]) -> Table:
     )
     rows = []
     for (backbone, merge, precision), lines in groups_of(records).items():
-        values = [Values.of(lines, metric) for metric in metrics]
+        values = [Values.of(lines, metric, records) for metric in metrics]
         for column in _columns(lines):
             figures = (_percent(each.mean(column)) for each in values)
             rows.append((backbone, *column, precision, merge, *figures))
@@ -129,7 +140,7 @@ def cost_table(records: Sequence[Record]) -> Table:
         "peak MiB",
     )
     rows = []
-    for (backbone, _, precision), lines in _first_merges(records).items():
+    for (backbone, _, precision), lines in first_merges(records).items():
         for column in _columns(lines):
             outcomes = [line.outcome for line in lines if line.outcome and column_of(line.identity) == column]
             rows.append((backbone, *column, precision, *_costs(outcomes)))
@@ -200,16 +211,6 @@ def _by_category(
 
 def _columns(records: Sequence[Record]) -> tuple[Column, ...]:
     return tuple(dict.fromkeys(column_of(record.identity) for record in records))
-
-
-def _first_merges(records: Sequence[Record]) -> dict[Group, list[Record]]:
-    found: dict[Group, list[Record]] = {}
-    seen: set[tuple[str, str]] = set()
-    for group, lines in groups_of(records).items():
-        if (group[0], group[2]) not in seen:
-            seen.add((group[0], group[2]))
-            found[group] = lines
-    return found
 
 
 def _costs(outcomes: Sequence[Outcome]) -> Iterator[str]:

@@ -1,0 +1,207 @@
+"""Plans, resuming, failures and processes, with cells that take no time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from experiment_fakes import TINY, bundle_outcome, outcome, some_config
+
+from edge_ad.bundle.manifest import ScoreMerge
+from edge_ad.errors import ConfigError, DataNotFoundError, EdgeAdError, InputError, ParityError, ResultsError
+from edge_ad.experiment import runner
+from edge_ad.experiment.config import Config, Variant
+from edge_ad.experiment.grid import Cell, cells
+from edge_ad.experiment.record import Identity, Record, make_record
+from edge_ad.experiment.runner import make_plan, run_jobs, store_of
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[Identity]:
+    """Replaces the work of a cell; lists the lines that were asked for."""
+    asked: list[Identity] = []
+
+    def run_cell(
+        cell: Cell, folder: Path, todo: Collection[Identity], emit: Callable[[Record], object], **_: Any
+    ) -> None:
+        for identity in todo:
+            asked.append(identity)
+            made = outcome() if identity.precision is Variant.TORCH else bundle_outcome()
+            emit(make_record(identity, cell.settings(identity.precision), made))
+
+    monkeypatch.setattr(runner, "run_cell", run_cell)
+    return asked
+
+
+def run(config: Config, folder: Path, **options: Any) -> None:
+    run_jobs(make_plan(config, folder, **options).jobs, folder)
+
+
+def test_the_grid_has_seeds_outermost_and_every_line_once():
+    config = some_config(setups=["sm256", "ens9"], score_merges=["mean", "max"])
+    found = list(cells(config))
+    assert len(found) == 2 * 2 * 2  # seeds, categories, setups
+    assert [cell.seed for cell in found] == [0] * 4 + [1] * 4
+    identities = [identity for cell in found for identity in cell.identities]
+    assert len(set(identities)) == len(identities) == 8 * 2 * 2
+    assert identities[:4] == [
+        Identity("metal", "nut", "padim", "tf_efficientnet_lite0", "sm256", 0, variant, merge)
+        for variant in (Variant.TORCH, Variant.INT8)
+        for merge in ScoreMerge
+    ]
+    assert str(found[0]) == "metal/nut padim tf_efficientnet_lite0 sm256 seed 0"
+
+
+def test_categories_are_looked_up_where_none_is_named(tmp_path: Path):
+    for category in ("nut", "bolt"):
+        (tmp_path / "several" / category / "train" / "good").mkdir(parents=True)
+    (tmp_path / "one" / "train" / "good").mkdir(parents=True)
+    datasets = [{"path": str(tmp_path / "several")}, {"path": str(tmp_path / "one"), "name": "single"}]
+    found = list(cells(some_config(datasets=datasets, seeds=[0])))
+    assert [cell.category for cell in found] == ["bolt", "nut", None]
+    assert found[2].identities[0].dataset == "single"
+    assert found[2].identities[0].category == "one"
+    with pytest.raises(DataNotFoundError, match="nowhere"):
+        list(cells(some_config(datasets=[{"path": "nowhere"}])))
+
+
+def test_folders_tell_training_settings_apart_and_only_those():
+    def name(**changes: Any) -> str:
+        return next(cells(some_config(**changes))).folder_name
+
+    assert name() == name(score_merges=["max"], precisions=["fp32"], format="onnx", metrics_size=[32, 32])
+    different = [name(), name(threshold="max"), name(held_out=0.5), name(parameters={"padim": {"dimensions": 7}})]
+    different += [name(setups=[TINY]), name(seeds=[5]), name(backbones=[{"weights": "none"}])]
+    assert len(set(different)) == len(different)
+    assert "/" not in name(backbones=[{"name": "hub/net"}])
+
+
+def test_only_the_first_seed_is_benchmarked():
+    found = list(cells(some_config(benchmark={"iterations": 5})))
+    assert [cell.benchmark is not None for cell in found] == [True, True, False, False]
+    assert found[0].settings(Variant.INT8)["benchmark"]["iterations"] == 5
+    assert found[2].settings(Variant.INT8)["benchmark"] is None
+    assert "benchmark" not in found[0].settings(Variant.TORCH)
+
+
+def test_a_second_run_does_nothing(tmp_path: Path, computed: list[Identity]):
+    config = some_config()
+    run(config, tmp_path)
+    assert len(computed) == len(set(computed)) == 8
+    content = store_of(tmp_path).path.read_bytes()
+    run(config, tmp_path)
+    assert len(computed) == 8
+    assert store_of(tmp_path).path.read_bytes() == content
+    plan = make_plan(config, tmp_path)
+    assert (len(plan.records), plan.jobs, plan.lines) == (8, (), 8)
+
+
+def test_a_longer_list_adds_its_cells_alone(tmp_path: Path, computed: list[Identity]):
+    run(some_config(), tmp_path)
+    computed.clear()
+    run(some_config(seeds=[0, 1, 2], precisions=["torch", "int8", "fp32"]), tmp_path)
+    assert {(each.seed, each.precision) for each in computed} == {
+        (0, "fp32"), (1, "fp32"), (2, "torch"), (2, "int8"), (2, "fp32")
+    }  # fmt: skip
+    assert len(computed) == 2 * 5
+
+
+def test_a_shorter_list_shows_its_part_of_the_results(tmp_path: Path, computed: list[Identity]):
+    run(some_config(), tmp_path)
+    plan = make_plan(some_config(seeds=[1]), tmp_path)
+    assert ({each.identity.seed for each in plan.records}, plan.lines, plan.jobs) == ({1}, 4, ())
+
+
+def test_other_settings_are_refused_or_computed_again_never_mixed(tmp_path: Path, computed: list[Identity]):
+    run(some_config(), tmp_path)
+    changed = some_config(threshold="max")
+    with pytest.raises(ResultsError, match=r"threshold: sigma:3 there, max here.*--recompute"):
+        make_plan(changed, tmp_path)
+    assert make_plan(changed, tmp_path, recompute=True).records == ()
+    computed.clear()
+    run(changed, tmp_path, recompute=True)
+    assert len(computed) == 8
+    assert {each.settings["threshold"] for each in make_plan(changed, tmp_path).records} == {"max"}
+
+
+def test_settings_of_bundles_do_not_touch_torch(tmp_path: Path, computed: list[Identity]):
+    run(some_config(), tmp_path)
+    computed.clear()
+    run(some_config(execution="f32"), tmp_path, recompute=True)
+    assert {each.precision for each in computed} == {Variant.INT8}
+
+
+def test_killed_in_the_middle_it_continues_there(
+    tmp_path: Path, computed: list[Identity], monkeypatch: pytest.MonkeyPatch
+):
+    config, whole = some_config(), runner.run_cell
+
+    def killed(cell: Cell, folder: Path, todo: Any, emit: Callable[[Record], object], **options: Any) -> None:
+        if len(computed) == 4:
+            whole(cell, folder, todo[:1], emit, **options)
+            raise KeyboardInterrupt
+        whole(cell, folder, todo, emit, **options)
+
+    monkeypatch.setattr(runner, "run_cell", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path)
+    monkeypatch.setattr(runner, "run_cell", whole)
+    path = store_of(tmp_path).path
+    path.write_bytes(path.read_bytes() + b'{"schema_version":1,"iden')  # and a line was on its way
+    assert len(make_plan(config, tmp_path).records) == 5
+    run(config, tmp_path)
+    assert len(computed) == len(set(computed)) == 8
+    assert len(make_plan(config, tmp_path).records) == 8
+
+
+def test_failures_are_tried_again(tmp_path: Path, computed: list[Identity]):
+    config = some_config()
+    cell = next(cells(config))
+    failed = cell.identities[1]
+    store_of(tmp_path).append(make_record(failed, cell.settings(failed.precision), ParityError("no")))
+    assert make_plan(config, tmp_path).records[0].failure is not None
+    run(config, tmp_path)
+    assert failed in computed
+    assert all(each.outcome for each in make_plan(config, tmp_path).records)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "said"),
+    [
+        ({"nix": 1}, InputError, "padim has no parameter nix"),
+        ({"seed": 1}, ConfigError, "belongs to backbones or seeds"),
+    ],
+)
+def test_parameters_are_checked_before_anything_runs(
+    parameters: dict[str, int], error: type[Exception], said: str, tmp_path: Path
+):
+    with pytest.raises(error, match=said):
+        make_plan(some_config(parameters={"padim": parameters}), tmp_path)
+
+
+def test_benchmarks_want_the_machine_for_themselves(tmp_path: Path):
+    plan = make_plan(some_config(benchmark={"iterations": 5}), tmp_path)
+    with pytest.raises(InputError, match="--jobs 1"):
+        run_jobs(plan.jobs, tmp_path, processes=2)
+
+
+def test_processes_bring_failures_home_as_lines(tmp_path: Path):
+    """Real processes; the data set is not there, so every cell fails at once."""
+    config = some_config(seeds=[0])
+    told: list[Record] = []
+    run_jobs(make_plan(config, tmp_path).jobs, tmp_path, processes=2, told=told.append)
+    assert len(told) == 4
+    assert {each.failure.error for each in told if each.failure} == {"DataNotFoundError"}
+    assert len(store_of(tmp_path).read()) == 4
+
+
+def test_a_process_that_dies_is_a_known_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(runner, "_begin_worker", _die)
+    with pytest.raises(EdgeAdError, match="a process died"):
+        run_jobs(make_plan(some_config(seeds=[0]), tmp_path).jobs, tmp_path, processes=2)
+
+
+def _die(_: int) -> None:
+    raise SystemExit(9)
