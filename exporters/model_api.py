@@ -1,0 +1,126 @@
+"""One tile as a model of its own for Intel's ModelAPI: extractor, head and thresholds in a single IR with its metadata.
+
+A bundle stores the extractor once, so none of its graphs leads from an image to a verdict, and ModelAPI opens none of
+them. Extractor and one head, merged, do. Such a file holds a backbone: it is written beside bundles, never in one.
+
+Source: `AnomalyDetection` of open-edge-platform/model_api 0.4. It takes results as they are where a graph has the four
+outputs below, and reads its settings from ``rt_info/model_info``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+
+from edge_ad import atomic
+from edge_ad.bundle.files import Bundle
+from edge_ad.bundle.manifest import Format, NormalisationStage, Scale
+from edge_ad.errors import InputError, OutputExistsError
+from edge_ad.tiling import Location
+
+MODEL_INFO = {
+    "model_type": "AnomalyDetection",
+    "task": "segmentation",
+    "labels": "Normal Anomaly",
+    # The graph's own outputs are scaled: 0.5 at the threshold
+    "image_threshold": "0.5",
+    "pixel_threshold": "0.5",
+    "normalization_scale": "1.0",
+    # ModelAPI hands over OpenCV's BGR, resized to the tile; mean and scale are inside the graph
+    "reverse_input_channels": "True",
+    "resize_type": "standard",
+}
+
+
+def write_tile(bundle: Bundle, location: Location, path: Path) -> Path:
+    """Write the tile at ``location`` as ``path`` (.xml, and .bin beside it).
+
+    Input: ``image`` float32 NHWC RGB in [0, 255], the type ModelAPI converts to. Outputs: ``anomaly_map`` (N, 1, h, w)
+    and ``pred_score`` (N,) float32 in [0, 1] with 0.5 at the threshold, ``pred_label`` (N,) and ``pred_mask``
+    (N, 1, h, w) boolean.
+
+    Raises:
+        InputError: not an OpenVINO bundle, no such tile, or its thresholds hold for merged values only.
+        OutputExistsError, OutputWriteError: ``path`` is there already, or cannot be written.
+    """
+    path = Path(path).with_suffix(".xml")
+    if path.exists():
+        raise OutputExistsError(f"{path} exists; choose another file")
+    score, map_scale = _scales(bundle, location)
+    model = _merged(bundle, location, score, map_scale)
+    for key, value in MODEL_INFO.items():
+        model.set_rt_info(value, ["model_info", key])
+
+    def write(temporary: Path) -> None:
+        constants = temporary.with_suffix(".bin")
+        try:
+            ov.save_model(model, temporary, compress_to_fp16=False)  # constants keep the bundle's own precision
+            constants.replace(path.with_suffix(".bin"))
+        except RuntimeError as error:  # a full disk, in C++'s words
+            raise OSError(f"OpenVINO could not write {path.name}: {error}") from error
+        finally:
+            constants.unlink(missing_ok=True)
+
+    atomic.write_file(path, write)
+    return path
+
+
+def _scales(bundle: Bundle, location: Location) -> tuple[Scale, Scale]:
+    """Scales of one tile's score and map."""
+    manifest, locations = bundle.manifest, bundle.manifest.setup.grid.locations
+    if manifest.format is not Format.OPENVINO:
+        raise InputError(f"{bundle.path} is an {manifest.format} bundle; ModelAPI needs one of --format openvino")
+    if location not in locations:
+        names = ", ".join(each.name for each in locations)
+        raise InputError(f"{bundle.path} has no tile {location.name}; it has {names}")
+    norm = manifest.normalisation
+    if norm.stage is NormalisationStage.TILE:
+        index = locations.index(location)
+        return norm.tile_score[index], norm.tile_map[index]
+    if len(locations) > 1:
+        raise InputError(
+            f"the thresholds of {bundle.path} were fitted on {len(locations)} merged tiles and say nothing of one; "
+            "train with --normalise tile"
+        )
+    return norm.score, norm.map
+
+
+def _merged(bundle: Bundle, location: Location, score: Scale, map_scale: Scale) -> ov.Model:
+    manifest, core = bundle.manifest, ov.Core()
+    model_location = manifest.setup.model_of(location)
+    (head_graph,) = (graph for graph in manifest.heads if graph.location == tuple(model_location))
+    height, width = manifest.setup.tile_size
+    image = ops.parameter([-1, height, width, 3], np.float32, name="image")
+    image.output(0).get_tensor().set_names({"image"})
+    image.set_layout(ov.Layout("NHWC"))
+    known = {"image": ops.convert(ops.round(image, "half_to_even"), "u8").output(0)}
+    for graph in (manifest.shared, head_graph):
+        if graph is None:
+            continue
+        part = core.read_model(bundle.file(graph.files[0]))
+        for port in part.inputs:
+            for target in port.get_target_inputs():
+                target.replace_source_output(known[port.any_name])
+        known |= {port.any_name: port.node.input_value(0) for port in part.outputs}
+    scaled_score = _scaled(known["pred_score"], score)
+    scaled_map = _scaled(known["anomaly_map"], map_scale)
+    outputs = {
+        "pred_score": scaled_score,
+        "anomaly_map": scaled_map,
+        "pred_label": ops.greater_equal(scaled_score, np.float32(0.5)),
+        "pred_mask": ops.greater_equal(scaled_map, np.float32(0.5)),
+    }
+    results = []
+    for name, node in outputs.items():
+        node.output(0).get_tensor().set_names({name})
+        results.append(ops.result(node))
+    return ov.Model(results, [image], f"{manifest.method.name} {location.name}")
+
+
+def _scaled(values: ov.Output, scale: Scale) -> ov.Node:
+    """`edge_ad.runtime.normalisation.normalise` as a graph."""
+    shifted = ops.subtract(values, np.float32(scale.low))
+    return ops.clamp(ops.multiply(shifted, np.float32(0.5 / (scale.threshold - scale.low))), 0.0, 1.0)
