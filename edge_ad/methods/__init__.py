@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 METHODS = {  # name: (module, class)
     "padim": ("edge_ad.methods.padim", "Padim"),
+    "patchcore": ("edge_ad.methods.patchcore", "Patchcore"),
     "stfpm": ("edge_ad.methods.stfpm", "Stfpm"),
 }
 

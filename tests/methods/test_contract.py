@@ -33,6 +33,7 @@ from edge_ad.training.trainer import EnsembleTrainer, train
 # What makes a method small enough for a test; everything else is its default.
 PARAMETERS: dict[str, dict[str, Any]] = {
     "padim": {"dimensions": 9},
+    "patchcore": {"coreset_ratio": 0.25},
     "stfpm": {"steps": 24, "batch_size": 4},
 }
 
@@ -154,7 +155,8 @@ def test_the_bundle_does_what_was_trained(
 
 @each_method
 def test_too_few_images_are_refused_before_anything_is_written(method: str, tmp_path: Path) -> None:
-    model, images = tiny(method), scene_images(SETUPS["sm"], fit=1)
+    model = tiny(method)
+    images = scene_images(SETUPS["sm"], fit=model.minimum_tiles - 1)
     with pytest.raises(TooFewImagesError, match=rf"{method} needs at least \d+ training"):
         train(model, SETUPS["sm"], images, tmp_path / "run", seed=0)
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,188 @@
+"""The training loop on a head of one number, whose every step can be computed by hand."""
+
+import functools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edge_ad.errors import BatchTooLargeError, DivergedError, InputError, TooFewImagesError
+from edge_ad.methods import gradient
+from edge_ad.methods.gradient import GradientModel, Schedule
+from edge_ad.methods.tile_model import TileStream
+from edge_ad.tiling import Location, TileGrid
+
+GRID = TileGrid((4, 8), (4, 4), (4, 4))
+HERE = (Location(0, 1),)
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.value = nn.Parameter(torch.rand(1))
+
+
+class Mean(GradientModel):
+    """Its loss is (value - brightness)^2: the least is the mean brightness of the tiles trained on."""
+
+    name = "mean"
+    minimum_tiles = 1
+    feature_names = ("brightness",)
+    schedules = {  # noqa: RUF012
+        "paper": Schedule(torch.optim.SGD, learning_rate=0.25, batch_size=4, steps=10),
+        "original": Schedule(functools.partial(torch.optim.SGD), 0.25, batch_size=4, epochs=3, keep_best=True),
+    }
+
+    def __init__(self, tile_size, **training):
+        super().__init__(tile_size, {"kept": 1}, **training)
+        self.batches = []
+
+    def new_head(self):
+        return Head()
+
+    def loss(self, head, inputs):
+        if head.training:
+            self.batches.append(inputs[0].tolist())
+        return ((head.value - inputs[0]) ** 2).mean()
+
+
+def stream(values, locations=HERE):
+    """Tiles of one brightness each; in images to the left of it, everything is 255."""
+    images = np.full((len(values), 4, 8, 3), 255, np.uint8)
+    images[:, :, 4:] = np.array(values, np.uint8)[:, None, None, None]
+    return TileStream(images, GRID, locations, lambda image: (image.float().mean((1, 2, 3)) / 100,), 3)
+
+
+VALUES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
+
+
+def test_every_step_is_the_optimisers():
+    model = Mean((4, 4))
+    head = model.fit(stream(VALUES), seed=0)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        value = float(torch.rand(1))
+    for batch in model.batches:
+        value -= 0.25 * 2 * (value - np.mean(batch))
+    assert head.value.item() == pytest.approx(value, rel=1e-5)
+    assert not head.training
+
+
+def test_batches_are_whole_and_an_epoch_sees_no_tile_twice():
+    model = Mean((4, 4))
+    model.fit(stream(VALUES), seed=0)
+    assert [len(batch) for batch in model.batches] == [4] * 10
+    for first, second in zip(model.batches[::2], model.batches[1::2], strict=True):
+        assert len({*first, *second}) == 8
+    assert model.batches[0] != model.batches[2]
+
+
+def test_the_seed_alone_decides():
+    def fit(seed, state):
+        torch.manual_seed(state)
+        model = Mean((4, 4))
+        return model.fit(stream(VALUES), seed).value.item(), model.batches, float(torch.rand(1))
+
+    (value, batches, after), again, other = fit(1, 5), fit(1, 6), fit(2, 5)
+    assert (value, batches) == again[:2]
+    assert (value, batches) != other[:2]
+    torch.manual_seed(5)
+    assert after == float(torch.rand(1))  # and it leaves torch's generator alone
+
+
+def test_steps_and_batch_size_replace_the_schedules():
+    model = Mean((4, 4), schedule="original", steps=7, batch_size=2, learning_rate=0.5)
+    assert model.schedule == replace(Mean.schedules["original"], steps=7, batch_size=2, learning_rate=0.5)
+    expected = {"schedule": "original", "steps": 7, "batch_size": 2, "learning_rate": 0.5}
+    assert model.config == {"kept": 1, **expected}
+    model.fit(stream(VALUES), seed=0)
+    assert [len(batch) for batch in model.batches] == [2] * 7
+    assert Mean((4, 4), **expected).config == model.config
+
+
+def test_epochs_are_passes_over_what_is_not_held_out():
+    model = Mean((4, 4), schedule="original")
+    told = []
+    model.fit(stream(VALUES), 0, lambda done, total, what: told.append((done, total, what)))
+    assert told == [(step, 6, "training") for step in range(1, 7)]  # 10 images, 2 held out: 2 batches of 4, 3 times
+    assert len({value for batch in model.batches for value in batch}) == 8
+
+
+def test_images_are_held_out_with_all_their_tiles():
+    model = Mean((4, 4), schedule="original", batch_size=1, steps=64)
+    tiles = stream(VALUES, (HERE[0], HERE[0]))  # two tiles of each image
+    training, validation = model._split(tiles, seed=0)
+    assert len(training) == 16
+    assert len(validation) == 4
+    assert not {n % 10 for n in training} & {n % 10 for n in validation}
+    assert sorted(training + validation) == list(range(20))
+
+
+def test_the_state_of_lowest_validation_loss_is_kept():
+    class Drifting(Mean):
+        """Moves by one per step, whatever it sees: through the validation tiles' mean and beyond."""
+
+        def loss(self, head, inputs):
+            return -head.value.sum() * 4 if head.training else super().loss(head, inputs)
+
+    model = Drifting((4, 4), schedule="original", steps=30, batch_size=8)  # an epoch is a step of +1
+    head = model.fit(stream([200] * 10), seed=0)
+    start = head.value.item() % 1
+    assert abs(head.value.item() - 2.0) <= 0.5 + 1e-5
+    assert 0 <= start < 1
+
+
+def test_divergence_stops_at_the_last_good_state():
+    class Diverging(Mean):
+        steps_done = 0
+
+        def loss(self, head, inputs):
+            self.steps_done += 1
+            return head.value.sum() if self.steps_done < 5 else head.value.sum() * torch.nan
+
+    with pytest.raises(
+        DivergedError, match=r"tile r00_c01: training diverged at step 5: .*; train with a smaller"
+    ) as info:
+        Diverging((4, 4)).fit(stream(VALUES), seed=0)
+    torch.manual_seed(0)
+    # The loss of step 4 was the last finite one; its update has not been seen to be good
+    assert float(info.value.state["value"]) == pytest.approx(float(torch.rand(1)) - 3 * 0.25)
+
+
+def test_the_last_update_is_looked_at_too():
+    class Overshooting(Mean):
+        def loss(self, head, inputs):
+            return head.value.sum() ** 2 * 1e38
+
+    with pytest.raises(DivergedError, match="diverged at step 1:"):
+        Overshooting((4, 4), steps=1, learning_rate=1e6).fit(stream(VALUES), seed=0)
+
+
+def test_a_finishing_method_sees_the_held_out_tiles():
+    class Finishing(Mean):
+        def finish(self, head, batches):
+            assert not head.training
+            self.seen = [value for (batch,) in batches for value in batch.tolist()]
+
+    for schedule, count in (("original", 2), ("paper", 10)):
+        model = Finishing((4, 4), schedule=schedule)
+        model.fit(stream(VALUES), seed=0)
+        assert len(model.seen) == count
+        trained = {value for batch in model.batches for value in batch}
+        assert set(model.seen).isdisjoint(trained) == (schedule == "original")
+
+
+def test_errors():
+    with pytest.raises(InputError, match="mean has no schedule 'short'; it has paper, original"):
+        Mean((4, 4), schedule="short")
+    with pytest.raises(InputError, match=r"mean: expected positive numbers, but got steps 0, learning_rate -1\.0"):
+        Mean((4, 4), steps=0, learning_rate=-1.0)
+    with pytest.raises(BatchTooLargeError, match=r"a batch of 4 is larger than the 3 tiles .* --batch-size 3 or less"):
+        Mean((4, 4)).fit(stream(VALUES[:3]), seed=0)
+    with pytest.raises(BatchTooLargeError, match=r"the 3 tiles a model is trained on \(1 of 4 images are held out"):
+        Mean((4, 4), schedule="original").fit(stream(VALUES[:4]), seed=0)
+    with pytest.raises(TooFewImagesError, match="mean needs at least 2 training images, one to validate on"):
+        Mean((4, 4), schedule="original").fit(stream(VALUES[:1]), seed=0)
+    assert gradient.VALIDATION_FRACTION == 0.2
