@@ -9,6 +9,8 @@ Symbols: n points, k dimensions.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ def random_projection(dimensions: int, generator: torch.Generator) -> Tensor:
     """(dimensions, k) matrix that nearly keeps distances; the identity where there are no more than k dimensions."""
     if dimensions <= PROJECTED_DIMENSIONS:
         return torch.eye(dimensions)
-    return torch.randn(dimensions, PROJECTED_DIMENSIONS, generator=generator) / PROJECTED_DIMENSIONS**0.5
+    return torch.randn(dimensions, PROJECTED_DIMENSIONS, generator=generator) / math.sqrt(PROJECTED_DIMENSIONS)
 
 
 def farthest_points(points: Tensor, count: int, first: int, progress: Progress = no_progress) -> Tensor:
