@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 METHODS = {  # name: (module, class)
     "padim": ("edge_ad.methods.padim", "Padim"),
     "patchcore": ("edge_ad.methods.patchcore", "Patchcore"),
+    "fastflow": ("edge_ad.methods.fastflow", "Fastflow"),
     "stfpm": ("edge_ad.methods.stfpm", "Stfpm"),
 }
 

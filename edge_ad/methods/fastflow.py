@@ -1,0 +1,194 @@
+"""FastFlow: normalising flows turn the features of normal tiles into independent standard normal numbers.
+
+Source: Yu et al., "FastFlow: Unsupervised Anomaly Detection and Localization via 2D Normalizing Flows", arXiv
+2111.07677. There is no official code; hyper-parameters and normalisation are those of gathierry/FastFlow, whose steps
+are FrEIA's AllInOneBlock. Loss: negative log-likelihood, summed over a layer's values and over layers. Map: p, which is
+exp(-0.5 mean_c z^2) per layer, upsampled and averaged over layers, not smoothed. Score: the map's maximum.
+
+The map is -log p where theirs is -p: the same order at every position, but 1 - p is 1 for whatever is far from normal,
+which ties there in float32 and is decided by rounding in half precision. Merged by their mean, tiles average the
+logarithm.
+
+Shifts are subtracted, and learnt with the opposite sign: subtractions stay in float when the convolutions are put into
+int8, additions do not (`MEASURING` in `exporters/quantisation.py`), and their rounding would compound over the steps.
+
+Symbols: N batch, C channels, h' x w' positions of a layer.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
+from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
+from edge_ad.methods.smoothing import UpsampleSmooth
+from edge_ad.tiling import Size
+
+FLOW_STEPS = 8
+LOG_SCALE_LIMIT = 2.0
+SUBNET_GAIN = 0.1
+SMALLEST_VARIANCE = 1e-5
+SMALLEST_LIKELIHOOD = 1e-30  # the logarithm of zero is no number
+_ADAM = functools.partial(torch.optim.Adam, weight_decay=1e-5)
+
+
+class LayerNorm(nn.Module):
+    """Values of one tile at mean 0 and variance 1 over (C, h', w'), then a scale and a shift of every value.
+
+    torch's own becomes one operation that int8 would round (see the module); it adds the smallest variance, where here
+    variances below are raised to it.
+    """
+
+    def __init__(self, channels: int, size: Size) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels, *size))
+        self.shift = nn.Parameter(torch.zeros(channels, *size))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(N, C, h', w') to the same."""
+        centred = values - values.mean((1, 2, 3), keepdim=True)
+        variance = (centred * centred).mean((1, 2, 3), keepdim=True)
+        return centred / variance.clamp(min=SMALLEST_VARIANCE).sqrt() * self.scale - self.shift
+
+
+class Coupling(nn.Module):
+    """One step of a flow: half of the channels moves as the other half says; then all are scaled, shifted and permuted.
+
+    Args:
+        channels: C, of which the first half, rounded up, stays.
+        kernel: size of the two convolutions.
+    """
+
+    order: Tensor
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.moved = channels // 2
+        self.kept = channels - self.moved
+        self.subnet = nn.Sequential(
+            nn.Conv2d(self.kept, self.kept, kernel, padding=kernel // 2),
+            nn.ReLU(),
+            nn.Conv2d(self.kept, 2 * self.moved, kernel, padding=kernel // 2),
+        )
+        one = 2 * math.log(math.expm1(5))  # where `scale` is 1
+        self.raw_scale = nn.Parameter(torch.full((channels, 1, 1), one))
+        self.offset = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.register_buffer("order", torch.randperm(channels))
+
+    def scale(self) -> Tensor:
+        """What every channel is multiplied by, positive, (C, 1, 1)."""
+        # 0.1 softplus with beta 0.5. Written out: OpenVINO's softplus is the identity here, and 0.1 % too small
+        return 0.2 * (0.5 * self.raw_scale).exp().log1p()
+
+    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, h', w') to the same, and the logarithm of the Jacobian's determinant (N,)."""
+        kept, moved = values[:, : self.kept], values[:, self.kept :]
+        said = self.subnet(kept) * SUBNET_GAIN
+        log_scale = LOG_SCALE_LIMIT * torch.tanh(said[:, : self.moved])
+        moved = moved * log_scale.exp() - said[:, self.moved :]
+        scale = self.scale()
+        result = torch.cat([kept, moved], dim=1) * scale - self.offset
+        positions = values.shape[2] * values.shape[3]
+        return result.index_select(1, self.order), log_scale.sum((1, 2, 3)) + positions * scale.log().sum()
+
+
+class Flow(nn.Module):
+    """`FLOW_STEPS` couplings, an invertible function of a layer's features.
+
+    Args:
+        channels: C.
+        conv3x3_only: else kernels of 3 and 1 alternate.
+    """
+
+    def __init__(self, channels: int, conv3x3_only: bool) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(
+            Coupling(channels, 3 if conv3x3_only or step % 2 == 0 else 1) for step in range(FLOW_STEPS)
+        )
+
+    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """z (N, C, h', w') and the logarithm of the Jacobian's determinant (N,)."""
+        log_determinants = []
+        for step in self.steps:
+            values, log_determinant = step(values)
+            log_determinants.append(log_determinant)
+        return values, torch.stack(log_determinants).sum(0)
+
+
+class FastflowHead(nn.Module):
+    """A normalisation and a flow per layer, and the map of how unlikely their outcome is."""
+
+    def __init__(self, backbone: Backbone, tile_size: Size, conv3x3_only: bool) -> None:
+        super().__init__()
+        channels = [spec.channels for spec in backbone.features]
+        sizes = backbone.map_sizes(tile_size)
+        self.norms = nn.ModuleList(LayerNorm(*shape) for shape in zip(channels, sizes, strict=True))
+        self.flows = nn.ModuleList(Flow(count, conv3x3_only) for count in channels)
+        self.upsample = nn.ModuleList(UpsampleSmooth(size, tile_size, sigma_px=0) for size in sizes)
+
+    def latents(self, features: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]:
+        """z (N, C, h', w') and log-determinant (N,) per layer."""
+        return [flow(norm(part)) for flow, norm, part in zip(self.flows, self.norms, features, strict=True)]
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
+        """(anomaly_map (N, 1, h, w) not below 0, pred_score (N,)) float32."""
+        likelihoods = [(-0.5 * (z * z).mean(1, keepdim=True)).exp() for z, _ in self.latents(features)]
+        layers = torch.cat([resize(part) for resize, part in zip(self.upsample, likelihoods, strict=True)], dim=1)
+        anomaly_map = -layers.mean(1, keepdim=True).clamp(min=SMALLEST_LIKELIHOOD).log()
+        return anomaly_map, anomaly_map.amax((1, 2, 3))
+
+
+class Fastflow(GradientModel):
+    """FastFlow on any timm backbone.
+
+    Args:
+        tile_size: (h, w) pixels.
+        backbone, layers, weights: see `Backbone`.
+        conv3x3_only: as in the tiled paper, told by its parameter counts; else kernels of 3 and 1 alternate, 0.63 of
+            the parameters.
+        training: see `GradientModel`.
+    """
+
+    name: ClassVar[str] = "fastflow"
+    minimum_tiles: ClassVar[int] = 2
+    schedules = {  # noqa: RUF012 - read only
+        "paper": Schedule(_ADAM, learning_rate=1e-3, batch_size=32, steps=200),
+        "original": Schedule(_ADAM, learning_rate=1e-3, batch_size=32, epochs=500),
+    }
+
+    def __init__(
+        self,
+        tile_size: Size,
+        *,
+        backbone: str = DEFAULT_BACKBONE,
+        layers: tuple[str, ...] = (),
+        weights: str = "auto",
+        conv3x3_only: bool = True,
+        **training: Any,
+    ) -> None:
+        network = Backbone(backbone, layers, weights)
+        network.map_sizes(tile_size)
+        config = {
+            "backbone": backbone,
+            "layers": [spec.layer for spec in network.features],
+            "conv3x3_only": conv3x3_only,
+        }
+        super().__init__(tile_size, config, **training)
+        self.conv3x3_only = conv3x3_only
+        self.extractor: Backbone = network
+        self.weights_source = network.source
+        self.feature_names = tuple(f"feature_{index}" for index in range(len(network.features)))
+
+    def new_head(self) -> FastflowHead:
+        """See `GradientModel.new_head`. The permutations are random too, and part of the head's state."""
+        return FastflowHead(self.extractor, self.tile_size, self.conv3x3_only)
+
+    def loss(self, head: nn.Module, inputs: Inputs) -> Tensor:
+        """Negative log-likelihood of a tile's features, less a constant; summed over layers."""
+        assert isinstance(head, FastflowHead)
+        return torch.stack([0.5 * (z * z).sum((1, 2, 3)) - gain for z, gain in head.latents(inputs)]).sum(0).mean()
