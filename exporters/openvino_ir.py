@@ -6,12 +6,14 @@ from pathlib import Path
 
 import openvino as ov
 
+from edge_ad.exporters.telemetry import no_telemetry
 from edge_ad.training.torch_graph import TorchGraph
 
 
 def convert(graph: TorchGraph) -> ov.Model:
     """An openvino.Model with the graph's tensor names, static sizes and a dynamic batch."""
-    model = ov.convert_model(graph.module, example_input=graph.example(batch_size=2))
+    with no_telemetry():
+        model = ov.convert_model(graph.module, example_input=graph.example(batch_size=2))
     for port, spec in zip(model.inputs, graph.inputs, strict=True):
         port.get_tensor().set_names({spec.name})
     for port, spec in zip(model.outputs, graph.outputs, strict=True):

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ad.bundle.manifest import Format
+from edge_ad.exporters.telemetry import no_telemetry
 from edge_ad.methods.tile_model import TileStream
 
 CALIBRATION_TILES = 300  # NNCF's own default
@@ -61,7 +62,7 @@ def quantise(
         keep_float: types of operations that are not quantised.
         fast: correct biases from layer statistics alone; the exact correction keeps more of the ranking.
     """
-    with _quiet():
+    with _quiet(), no_telemetry():
         import nncf
 
         quantised: Model = nncf.quantize(

@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # graphs are tiny here: threads would spend their time on waiting
+
 import pytest
 from tiny_bundle import write_tiny_bundle
 

@@ -79,6 +79,23 @@ class ThresholdRule:
             return max(MINIMUM_IMAGES, math.ceil(round(1 / (1 - self.parameter), 6)))
         return 1 if self.statistic is Statistic.F1 else MINIMUM_IMAGES
 
+    def check_normal(self, count: int) -> None:
+        """Can the rule be fitted on ``count`` normal images, without labelled ones?
+
+        Raises:
+            UndefinedMetricError: ``f1`` needs labels.
+            TooFewImagesError: fewer images than the rule needs.
+        """
+        if self.statistic is Statistic.F1:
+            raise UndefinedMetricError(
+                "threshold rule 'f1' needs labelled images, normal and anomalous; choose another for normal images"
+            )
+        if count < self.minimum_images:
+            raise TooFewImagesError(
+                f"threshold rule {str(self)!r} needs at least {self.minimum_images} held-out normal images, but got "
+                f"{count}; hold out more (--held-out), or choose another --threshold"
+            )
+
     def fit(self, values: ArrayLike, labels: ArrayLike | None = None) -> float:
         """The threshold for values (n,), all normal where ``labels`` (n,), true for anomalous, is None.
 
@@ -91,18 +108,10 @@ class ThresholdRule:
             NonFiniteValuesError: a value is NaN or infinite.
         """
         values = _finite(values)
-        if self.statistic is Statistic.F1:
-            if labels is None:
-                raise UndefinedMetricError(
-                    "threshold rule 'f1' needs labelled images, normal and anomalous; choose another for normal images"
-                )
+        if self.statistic is Statistic.F1 and labels is not None:
             return f1_threshold(values, labels)
         normal = _normal(values, labels)
-        if len(normal) < self.minimum_images:
-            raise TooFewImagesError(
-                f"threshold rule {str(self)!r} needs at least {self.minimum_images} held-out normal images, but got "
-                f"{len(normal)}; hold out more (--held-out), or choose another --threshold"
-            )
+        self.check_normal(len(normal))
         match self.statistic, self.parameter:
             case Statistic.SIGMA, float(sigmas):
                 return float(normal.mean() + sigmas * normal.std())

@@ -22,6 +22,7 @@ from edge_ad.errors import (
     RunMismatchError,
     TooFewImagesError,
 )
+from edge_ad.evaluation.thresholds import ThresholdRule
 from edge_ad.imaging import PixelFormat
 from edge_ad.methods.tile_model import TileModel, TileStream, location_seed
 from edge_ad.progress import Progress, no_progress
@@ -240,11 +241,12 @@ def train(
     """Train, or finish training, the run at ``output``.
 
     Raises:
-        TooFewImagesError and others of `TileModel.check_counts`: before anything is written.
+        TooFewImagesError and others of `TileModel.check_counts` and `ThresholdRule`: before anything is written.
         RunMismatchError, OutputWriteError: see `RunFolder.begin`.
         DivergedError and others of `TileModel.fit`.
     """
     model.check_counts(len(images.fit), len(images.fit) * len(setup.tiles_of(Location(0, 0))))
+    ThresholdRule.parse(threshold_rule).check_normal(len(images.held_out))
     settings = RunSettings(
         schema_version=SCHEMA_VERSION,
         method=model.name,

@@ -1,0 +1,157 @@
+"""train, evaluate and export as a user calls them: the road at 32 px, and every bad input as one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from edge_ad.data.synthetic import write_synthetic
+from edge_ad.imaging import write_png
+
+TINY = ("--backbone", "resnet18", "--weights", "none", "-p", "dimensions=5", "--image-size", "64", "--tile-size", "32")
+
+
+@pytest.fixture(scope="module")
+def plates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "plates"
+    return write_synthetic(folder, size=(64, 64), train=8, test_good=4, test_defective=4)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_AD_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def trained(run, plates: Path, tmp_path: Path) -> Path:
+    outcome = run("train", "--data", plates, *TINY, "-o", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    return tmp_path / "run"
+
+
+def test_the_road(run, plates: Path, trained: Path, tmp_path: Path):
+    assert sorted(path.name for path in (trained / "tile_models").iterdir()) == [
+        f"r0{row}_c0{col}.safetensors" for row in (0, 1) for col in (0, 1)
+    ]
+    before = {path: path.read_bytes() for path in trained.rglob("*.safetensors")}
+    code, out, err = run("train", "--data", plates, *TINY, "-o", trained)  # nothing is left to do
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{trained}: padim custom (64x64 image, 4 tiles of 32x32, 4 models), 6 images, raw threshold")
+    assert before == {path: path.read_bytes() for path in trained.rglob("*.safetensors")}
+
+    bundle = tmp_path / "tiny.edgead"
+    code, out, _ = run("export", trained, "--precision", "fp32", "-o", bundle)
+    assert (code, out.splitlines()[0].split(":")[1].split(",")[:2]) == (0, [" openvino fp32", " 5 graphs"])
+    assert run("verify", bundle).code == 0
+
+    ours = run("evaluate", trained, "--data", plates, "--json", "-").json
+    exact = (bundle, "--data", plates, "--precision", "f32")
+    theirs = run("evaluate", *exact, "--json", "-", "-o", tmp_path / "report").json
+    assert ours["image"]["auroc"] == theirs["image"]["auroc"]
+    assert ours["pixel"]["aupro"] == pytest.approx(theirs["pixel"]["aupro"], abs=1e-3)  # float32 against float32
+    assert (ours["image"]["normal"], ours["image"]["anomalous"]) == (4, 4)
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        *("evaluation.json", "evaluation.md", "scores.csv", "curves.json", "curves.png")
+    }
+    merged = run("evaluate", *exact, "--json", "-", "--score-merge", "max").json
+    assert merged["image"]["f1_max_threshold"] > theirs["image"]["f1_max_threshold"]
+    table = run("evaluate", *exact, "--metrics-size", "32", "--pro-limit", "0.1").out
+    assert "pixel (32x32)" in table
+    assert "AUPRO@0.1" in table
+
+    code, out, err = run("export", trained, "--precision", "fp32", "-o", bundle)
+    assert (code, out) == (2, "")
+    assert err == f"error: {bundle} exists; choose another -o, or pass --overwrite\n"
+    assert run("export", trained, "--precision", "fp32", "--overwrite", "-o", bundle).code == 0
+    code, _, err = run("export", trained, "--precision", "fp32", "--parity-tolerance", "0", "-o", tmp_path / "no")
+    assert (code, err.count("\n")) == (3, 1)
+    assert not (tmp_path / "no").exists()
+
+
+def test_another_setting_does_not_continue_a_run(run, plates: Path, trained: Path):
+    code, out, err = run("train", "--data", plates, *TINY, "--seed", "7", "-o", trained)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "seed: 0 there, 7 here" in err
+
+
+def test_training_images_that_are_gone_can_be_replaced(run, plates: Path, trained: Path, tmp_path: Path):
+    settings = json.loads((trained / "run.json").read_text())
+    settings["data"]["root"] = str(tmp_path / "moved")
+    (trained / "run.json").write_text(json.dumps(settings))
+    code, _, err = run("export", trained, "-o", tmp_path / "b")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "put it back, or name --calibration DIR" in err
+    good = plates / "train" / "good"
+    assert run("export", trained, "--precision", "fp32", "--calibration", good, "-o", tmp_path / "b").code == 0
+
+
+def test_bad_heads_are_one_line(run, plates: Path, trained: Path):
+    path = trained / "tile_models" / "r01_c00.safetensors"
+    state = load_file(path)
+    state["mean"][0, 0] = np.nan
+    save_file(state, path)
+    code, out, err = run("evaluate", trained, "--data", plates)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "'mean' holds NaN or infinity" in err
+    path.write_bytes(path.read_bytes()[:100])
+    assert run("evaluate", trained, "--data", plates).code == 2
+    path.unlink()
+    code, _, err = run("evaluate", trained, "--data", plates)
+    assert code == 2
+    assert "is incomplete (r01_c00 missing); run the same edge-ad train again" in err
+
+
+BAD = {
+    "no such folder": (["--data", "nowhere"], "nowhere not found"),
+    "empty folder": (["--data", "empty"], "empty holds no image"),
+    "no normal images": (["--data", "defects"], "no normal training image in layout 'mvtec'"),
+    "unknown category": (["--category", "bolt"], "no category 'bolt'"),
+    "image smaller than a tile": (["--image-size", "16"], "image height 16 px is smaller than the tile's 32 px"),
+    "stride beyond the tile": (["--stride", "33"], "stride 33 px exceeds the tile height 32 px"),
+    "odd size": (["--tile-size", "12xx"], "expected a size such as 512 or 512x640"),
+    "unknown backbone": (["--backbone", "resnet99"], "backbone 'resnet99' cannot be built"),
+    "no such weights": (["--weights", "no.safetensors"], "weights file no.safetensors not found"),
+    "not weights": (["--weights", "text.safetensors"], "text.safetensors is not a readable weights file"),
+    "other architecture": (["--weights", "other.safetensors"], "weights of another architecture"),
+    "unknown parameter": (["-p", "dimension=5"], "dimension"),
+    "unknown rule": (["--threshold", "median"], "unknown threshold rule 'median'"),
+    "held out": (["--held-out", "1.5"], "expected a fraction between 0 and 1"),
+    "mixed sizes": (["--data", "mixed", "--image-size", "native"], "needs one common size"),
+    "truncated image": (["--data", "truncated"], "the file is truncated"),
+    "text for an image": (["--data", "text"], "not a JPEG, PNG, BMP or TIFF file"),
+}
+
+
+@pytest.fixture
+def bad_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file that `BAD` names, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    grey = np.full((64, 64, 3), 90, np.uint8)
+    Path("empty").mkdir()
+    write_png(Path("defects/test/scratch/0.png"), grey)
+    for name in ("mixed", "truncated", "text"):
+        for index in range(6):
+            write_png(Path(f"{name}/train/good/{index}.png"), grey)
+    write_png(Path("mixed/train/good/2.png"), grey[:40])
+    whole = Path("truncated/train/good/3.png")
+    whole.write_bytes(whole.read_bytes()[:-30])
+    Path("text/train/good/4.png").write_text("not a picture")
+    Path("text.safetensors").write_text("not tensors")
+    from torch import zeros
+
+    save_file({"a": zeros(3)}, "other.safetensors")
+
+
+@pytest.mark.usefixtures("bad_inputs")
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_input_is_one_line_and_leaves_nothing(run, plates: Path, tmp_path: Path, name: str):
+    arguments, message = BAD[name]
+    code, out, err = run("train", "--data", plates, *TINY, *arguments, "-o", tmp_path / "run")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert message in err
+    assert not (tmp_path / "run").exists()
