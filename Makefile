@@ -18,7 +18,7 @@ demo: $(INSTALLED) ## Train, export, quantise, run and time a detector on synthe
 	@$(BIN)/edge-ad demo -o $(DEMO)
 
 test: $(INSTALLED) ## Run all tests; EDGE_AD_DATA=DIR adds those on real images
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n auto --dist loadfile
 
 check: $(INSTALLED) ## Check style, types, who imports whom, and that docs/cli.md is fresh
 	@$(BIN)/ruff check --quiet .

@@ -34,10 +34,12 @@ from edge_ad.runtime.detector import Detector, load
 from edge_ad.runtime.predictions import OVERLAYS, predict_files, prepare_output
 from edge_ad.runtime.result import Result
 from edge_ad.runtime.verify import verify_bundle
-from edge_ad.setups import make_setup
+from edge_ad.setups import Setup, make_setup
+from edge_ad.tiling import format_size
 from edge_ad.training.detector import run_detector
 from edge_ad.training.run_folder import RunFolder
-from edge_ad.training.trainer import TrainingImages, read_training_images, train
+from edge_ad.training.trainer import TrainingImages, read_training_images
+from edge_ad.training.trainer import train as train_run
 
 SETUP = "ens9"
 METHOD, BACKBONE = "padim", "tf_efficientnet_lite0"
@@ -65,8 +67,23 @@ class Demo:
     benchmark: BenchmarkReport
 
 
-def run_demo(output: Path, progress: Progress = no_progress) -> Demo:
+def run_demo(
+    output: Path,
+    progress: Progress = no_progress,
+    *,
+    setup: str = SETUP,
+    train: int = 40,
+    test_good: int = 10,
+    test_defective: int = 20,
+    iterations: int = ITERATIONS,
+) -> Demo:
     """Make everything below ``output`` and return what was found.
+
+    Args:
+        output: a folder; what an earlier demo left in it is used again, if made with the same arguments.
+        setup: a name of `edge_ad.setups.SETUPS`.
+        train, test_good, test_defective: number of plates.
+        iterations: timed runs of the benchmark.
 
     Raises:
         OutputExistsError: ``output`` holds something that no earlier demo made.
@@ -76,9 +93,9 @@ def run_demo(output: Path, progress: Progress = no_progress) -> Demo:
         raise OutputExistsError(f"{output} is not empty and holds no earlier demo; choose another -o")
     data, bundle = output / _DATA, output / _BUNDLE
     if not data.exists():
-        write_synthetic(data, progress=progress)
+        write_synthetic(data, train=train, test_good=test_good, test_defective=test_defective, progress=progress)
     dataset = read_dataset(data)
-    run, images = _train(dataset, data, output / _RUN, progress)
+    run, images = _train(dataset, data, make_setup(setup), output / _RUN, progress)
     options = ExportOptions(Format.OPENVINO, Precision.INT8, overwrite=True)
     manifest = export_run(run, images, bundle, options, progress)
     test = open_cache(dataset.test, manifest.setup.image_size, progress=progress).images
@@ -91,11 +108,11 @@ def run_demo(output: Path, progress: Progress = no_progress) -> Demo:
         tiles = _tiles_picture(detector, results, dataset.test)
     title = "int8 bundle on synthetic plates"
     write_report(output / _EVALUATION, exported, title, model=_BUNDLE, data=_DATA)
-    benchmark = run_benchmark(bundle, warmup=WARMUP, iterations=ITERATIONS, batch=0, progress=progress)
+    benchmark = run_benchmark(bundle, warmup=WARMUP, iterations=iterations, batch=0, progress=progress)
     atomic.write_json(output / "benchmark.json", benchmark.to_json())
     parts = [
         *_summary(manifest, trained, exported, benchmark),
-        page.figure(tiles, "The plate, its nine overlapping tiles with the raw score of each, and what was found."),
+        page.figure(tiles, "A plate as it is; and its tiles with the raw score of each, and what was found."),
         *_pictures(dataset.test, results, output / _PREDICTIONS),
         *_accuracy(trained, exported),
         page.figure(curves_png(exported, title), "Curves of the int8 bundle."),
@@ -107,11 +124,12 @@ def run_demo(output: Path, progress: Progress = no_progress) -> Demo:
     return Demo(output / PAGE, trained, exported, benchmark)
 
 
-def _train(dataset: Dataset, data: Path, path: Path, progress: Progress) -> tuple[RunFolder, TrainingImages]:
-    setup = make_setup(SETUP)
+def _train(
+    dataset: Dataset, data: Path, setup: Setup, path: Path, progress: Progress
+) -> tuple[RunFolder, TrainingImages]:
     images = read_training_images(dataset, setup, root=data, layout="mvtec", category=None, seed=0, progress=progress)
     model = create_model(METHOD, setup.tile_size, backbone=BACKBONE)
-    return train(model, setup, images, path, seed=0, progress=progress), images
+    return train_run(model, setup, images, path, seed=0, progress=progress), images
 
 
 def _evaluate(
@@ -151,17 +169,17 @@ def _summary(
     torch_ms = trained.predictions.ms_per_image
     return [
         page.paragraph(
-            f"{manifest.provenance.training_images} images of good plates trained {len(setup.model_locations)} models, "
-            f"one per tile location, on features of {manifest.method.backbone} ({manifest.provenance.weights}). The "
-            "extractor was quantised to int8, the heads were fitted anew on its features, and the bundle was compared "
-            "with the trained model before it was written. All figures below were measured in this run, on this "
-            "machine, on plates the models had not seen."
+            f"{manifest.provenance.training_images} images of good plates trained {len(setup.model_locations)} tile "
+            f"models on features of {manifest.method.backbone} ({manifest.provenance.weights}). The extractor was "
+            "quantised to int8, the heads were fitted anew on its features, and the bundle was compared with the "
+            "trained model before it was written. All figures were measured in this run, on this machine, on plates "
+            "the models had not seen."
         ),
         page.facts(
             {
                 "image AUROC": f"{exported.image.auroc:.3f}",
                 "AUPRO, false positives up to 30 %": f"{_aupro(exported):.3f}",
-                "per 512 x 512 image": f"{benchmark.latency_ms:.0f} ms",
+                f"per {format_size(setup.image_size)} image": f"{benchmark.latency_ms:.0f} ms",
                 "the trained model in PyTorch": f"{torch_ms:.0f} ms",
                 "bundle": f"{bundle.size_bytes / 1e6:.0f} MB",
                 "detector over its bare graphs": f"{(benchmark.latency.bare_ratio - 1) * 100:.1f} %",

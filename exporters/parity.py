@@ -17,11 +17,12 @@ from edge_ad.runtime.detector import Detector
 
 # Largest error allowed, relative to the range of the reference's maps, and least rank correlation of scores. float32
 # engines reorder sums: 1e-6 is usual. Half-precision constants: 1e-3. Eight bits: a rounding of features in which the
-# distances are measured anew, so values move and their order must not.
+# distances are measured anew, so values move and their order must not. On real images sound exports moved a map by 0.12
+# to 0.26 at its worst pixel, heads in the wrong place by 1.06.
 TOLERANCES = {
     Precision.FP32: (1e-3, 0.999),
     Precision.FP16: (1e-2, 0.99),
-    Precision.INT8: (0.25, 0.9),
+    Precision.INT8: (0.5, 0.9),
 }
 
 

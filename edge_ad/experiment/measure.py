@@ -39,6 +39,7 @@ from edge_ad.training.run_folder import RunFolder
 from edge_ad.training.torch_graph import head_graph, shared_graph
 from edge_ad.training.trainer import TrainingImages, read_training_images, train
 
+TORCH_BATCH = 8  # images the trained model scores at once; bundles are measured as they run, one by one
 _MERGES: dict[ScoreMerge, Callable[..., Any]] = {ScoreMerge.MEAN: np.mean, ScoreMerge.MAX: np.max}
 
 
@@ -165,7 +166,7 @@ def _measure(trained: Trained, variant: Variant, threads: int | None, progress: 
     """An outcome per score merge."""
     cell = trained.cell
     if variant.precision is None:
-        with run_detector(trained.run) as detector:
+        with run_detector(trained.run, batch_size=TORCH_BATCH) as detector:
             cost = _Cost(_run_parameters(trained.run), detector.manifest.provenance.versions)
             return _outcomes(trained, detector, cost, progress)
     bundle = trained.workspace / f"{variant}.edgead"
@@ -193,14 +194,15 @@ def _outcomes(trained: Trained, detector: Detector, cost: _Cost, progress: Progr
     """Maps are measured once: merges differ in image scores alone, and in the thresholds fitted to those."""
     cell, samples = trained.cell, trained.dataset.test
     held_out = _TileScores(detector)
-    for index in range(len(trained.images.held_out)):
-        held_out.raw(trained.images.held_out[index : index + 1])
+    for start in range(0, len(trained.images.held_out), detector.batch_size):
+        held_out.raw(trained.images.held_out[start : start + detector.batch_size])
     recorded = _TileScores(detector)
     evaluation = evaluate(
         recorded,
         trained.test,
         samples,
         threshold=detector.manifest.normalisation.score.threshold,
+        batch_size=detector.batch_size,
         metrics_size=cell.config.metrics_size,
         pro_limit=cell.config.pro_limit,
         progress=progress,
