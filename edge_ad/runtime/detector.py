@@ -24,11 +24,12 @@ from edge_ad.errors import BundleError, FrameError, InferenceError, InputError
 from edge_ad.imaging import Color, resize, to_rgb
 from edge_ad.runtime.normalisation import normalise, rescale
 from edge_ad.runtime.result import Result
+from edge_ad.runtime.seams import SeamSmoother
 from edge_ad.runtime.session import ExecutionPrecision, Session, TensorSpec
 from edge_ad.runtime.sessions import open_session
 from edge_ad.runtime.stopwatch import Stopwatch
 from edge_ad.runtime.stream import Capture, Drop
-from edge_ad.tiling import Location, MapMerger, SeamSmoother, Size
+from edge_ad.tiling import Location, MapMerger, Size
 
 Choice = TypeVar("Choice", bound=StrEnum)
 Tensors = dict[str, tuple[tuple[int, ...], str]]  # name: (shape without the batch axis, dtype)
