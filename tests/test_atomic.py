@@ -44,9 +44,14 @@ def test_a_staged_folder_appears_whole_or_not_at_all(tmp_path):
         (stage / "sub" / "a").write_text("1")
         assert not (tmp_path / "out").exists()
     assert (tmp_path / "out" / "sub" / "a").read_text() == "1"
-    with pytest.raises(RuntimeError), atomic.staged_folder(tmp_path / "other") as stage:
-        (stage / "a").write_text("1")
-        raise RuntimeError
+
+    def write_half() -> None:
+        with atomic.staged_folder(tmp_path / "other") as stage:
+            (stage / "a").write_text("1")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
