@@ -50,10 +50,8 @@ class SeamSmoother:
     def _blur(self, source: NDArray[np.float32]) -> NDArray[np.float32]:
         # A copy, so that OpenCV mirrors at the borders of the strip instead of finding pixels beyond them
         strip = np.ascontiguousarray(source)
-        blurred: NDArray[np.float32] = cv2.GaussianBlur(
-            strip, self._kernel, self._sigma_px, borderType=cv2.BORDER_REFLECT
-        )
-        return blurred
+        blurred = cv2.GaussianBlur(strip, self._kernel, self._sigma_px, borderType=cv2.BORDER_REFLECT)
+        return blurred.astype(np.float32, copy=False)  # as it is already: OpenCV's stubs do not say so
 
 
 class _Strip(NamedTuple):
