@@ -138,6 +138,7 @@ def _write_graphs(
     writer, setup = WRITERS[options.format], run.settings.setup
     (stage / "graphs").mkdir()
     quantised = options.precision is Precision.INT8
+    same_images = images.source.training == run.settings.data.training
 
     def stream(locations: tuple[Location, ...], extract: Extract) -> TileStream:
         return TileStream(images.fit, setup.grid, locations, extract, REFIT_BATCH, with_image=model.head_takes_image)
@@ -160,8 +161,10 @@ def _write_graphs(
     for index, location in enumerate(setup.model_locations):
         progress(index, len(setup.model_locations), f"exporting {location.name}")
         own = stream(setup.tiles_of(location), extract)
-        refit = quantised and model.head_int8 is HeadInt8.REFIT
-        head = model.fit(own, location_seed(run.settings.seed, location)) if refit else run.head(model, location)
+        head = run.head(model, location)
+        if quantised and model.head_int8 is HeadInt8.REFIT:
+            seed = location_seed(run.settings.seed, location)
+            head = model.refit(head, own, seed) if same_images else model.fit(own, seed)
         graph = head_graph(model, head, shared)
         converted, stored = writer.convert(graph), options.precision
         if quantised and model.head_int8 is HeadInt8.QUANTISE:

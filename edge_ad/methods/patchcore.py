@@ -9,14 +9,14 @@ Symbols: N tiles, P = h' x w' patches, D channels, M vectors in the bank, b neig
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_ad.errors import CoresetSizeError
+from edge_ad.errors import CoresetSizeError, NonFiniteValuesError
 from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
 from edge_ad.methods.coreset import farthest_points, random_projection
 from edge_ad.methods.head_inputs import HeadInputs
@@ -59,6 +59,7 @@ class PatchcoreHead(nn.Module):
     centre: Tensor
     bank: Tensor
     neighbours: Tensor
+    chosen: Tensor
 
     def __init__(self, positions: Size, dimensions: int, size: int, neighbours: int, tile_size: Size) -> None:
         super().__init__()
@@ -66,6 +67,7 @@ class PatchcoreHead(nn.Module):
         self.register_buffer("centre", torch.zeros(dimensions))
         self.register_buffer("bank", torch.zeros(size, dimensions + 2))
         self.register_buffer("neighbours", torch.zeros(size, neighbours, dtype=torch.int64))
+        self.register_buffer("chosen", torch.zeros(size, dtype=torch.int64))  # which training patches; not exported
         self.upsample = UpsampleSmooth(positions, tile_size, SMOOTHING_SIGMA_PX)
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,36 +166,46 @@ class Patchcore(TileModel):
     def fit(self, tiles: TileStream, seed: int, progress: Progress = no_progress) -> PatchcoreHead:
         """Two passes over the tiles: projections of all patches to choose from, then the patches that were chosen."""
         self.check_counts(len(tiles.images), len(tiles))
-        inputs, per_tile = HeadInputs(tiles, self.device), self.positions[0] * self.positions[1]
-        patches = len(inputs) * per_tile
-        starts = range(0, patches, tiles.batch_size * per_tile)
+        inputs = HeadInputs(tiles, self.device)
         generator = torch.Generator().manual_seed(seed)
         projection = random_projection(self.dimensions, generator).to(self.device)
-        projected = torch.empty(patches, projection.shape[1], device=self.device)
-        for start, (embedding,) in zip(starts, inputs.batches(range(len(inputs)), tiles.batch_size), strict=True):
-            rows = _rows(embedding)
-            projected[start : start + len(rows)] = rows @ projection
-        first = int(torch.randint(patches, (1,), generator=generator))
-        chosen = farthest_points(projected, self._size(patches), first, progress)
+        projected = torch.cat(
+            [_patches(embedding) @ projection for (embedding,) in inputs.batches(range(len(inputs)), tiles.batch_size)]
+        )
+        first = int(torch.randint(len(projected), (1,), generator=generator))
+        chosen = farthest_points(projected, self._size(len(projected)), first, progress)
+        return self._remember(inputs.batches(range(len(inputs)), tiles.batch_size), chosen)
 
-        bank = torch.empty(len(chosen), self.dimensions, device=self.device)
-        for start, (embedding,) in zip(starts, inputs.batches(range(len(inputs)), tiles.batch_size), strict=True):
-            rows = _rows(embedding)
-            inside = (chosen >= start) & (chosen < start + len(rows))
-            bank[inside] = rows[chosen[inside] - start]
-        return self.head_from_state(bank_state(bank)).cpu()
+    @torch.no_grad()
+    def refit(self, head: nn.Module, tiles: TileStream, seed: int, progress: Progress = no_progress) -> PatchcoreHead:
+        """The same patches with their new features: nothing is chosen anew."""
+        assert isinstance(head, PatchcoreHead)
+        return self._remember(tiles, head.chosen)
+
+    def _remember(self, batches: Iterable[tuple[Tensor, ...]], chosen: Tensor) -> PatchcoreHead:
+        """A head with the patches of these numbers, counted over ``batches``."""
+        bank, start = torch.empty(len(chosen), self.dimensions), 0
+        for (embedding,) in batches:
+            patches = _patches(embedding)
+            inside = (chosen >= start) & (chosen < start + len(patches))
+            bank[inside.cpu()] = patches[chosen[inside] - start].cpu()
+            start += len(patches)
+        if not torch.isfinite(bank).all():
+            raise NonFiniteValuesError("features of a training tile are NaN or infinite; check the weights")
+        return self.head_from_state(bank_state(bank) | {"chosen": chosen.cpu()})
 
     def _size(self, patches: int) -> int:
         return self.bank_size or max(2, int(self.coreset_ratio * patches))
 
 
 def bank_state(vectors: Tensor) -> dict[str, Tensor]:
-    """The ``state_dict()`` of `PatchcoreHead` that remembers ``vectors`` (M, D)."""
+    """The ``state_dict()`` of a `PatchcoreHead` that remembers ``vectors`` (M, D)."""
     centre = vectors.mean(0)
     centred = vectors - centre
     half = (centred * centred).sum(1, keepdim=True) / -2
     coarse = half.half().float()
     return {
+        "chosen": torch.arange(len(vectors)),
         "centre": centre,
         "bank": torch.cat([centred, coarse, half - coarse], dim=1),
         "neighbours": nearest_in_bank(centred, min(NEIGHBOURS, len(vectors))),
@@ -213,6 +225,6 @@ def nearest_in_bank(bank: Tensor, count: int) -> Tensor:
     return torch.cat(found)
 
 
-def _rows(embedding: Tensor) -> Tensor:
+def _patches(embedding: Tensor) -> Tensor:
     """(N P, D) of (N, D, h', w')."""
     return embedding.flatten(2).transpose(1, 2).flatten(0, 1)

@@ -155,6 +155,13 @@ class TileModel(ABC):
             NonFiniteValuesError: NaN or infinity in the features.
         """
 
+    def refit(self, head: nn.Module, tiles: TileStream, seed: int, progress: Progress = no_progress) -> nn.Module:
+        """`fit` anew on other features of the very tiles ``head`` was fitted on, such as a quantised extractor's.
+
+        A method that chose among its tiles may keep the choice.
+        """
+        return self.fit(tiles, seed, progress)
+
     @torch.no_grad()
     def extract(self, image: Tensor) -> Sequence[Tensor]:
         """Features of ``image`` uint8 (N, h, w, 3) by the torch extractor, on `device`."""

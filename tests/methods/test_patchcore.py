@@ -143,6 +143,22 @@ def test_features_too_large_to_hold_are_extracted_twice(images, monkeypatch):
     assert torch.equal(held.bank, again.bank)
 
 
+def test_a_refit_keeps_the_patches_and_takes_their_new_features(images):
+    kind = model(bank_size=31)
+    head = kind.fit(stream(kind, images), seed=0)
+    same = kind.refit(head, stream(kind, images, 2), seed=9)
+    # Another batch size is another order of sums in the extractor
+    torch.testing.assert_close(same.bank, head.bank, rtol=1e-4, atol=1e-4)
+    assert torch.equal(same.chosen, head.chosen)
+
+    def doubled(image):
+        return [2 * feature for feature in kind.extract(image)]
+
+    tiles = stream(kind, images)
+    other = kind.refit(head, TileStream(images, tiles.grid, tiles.locations, doubled, 3), seed=9)
+    np.testing.assert_allclose(vectors_of(other), 2 * vectors_of(head), rtol=1e-5, atol=1e-5)
+
+
 def test_the_seed_draws_the_first_patch(images):
     kind = model(bank_size=31)
     banks = [kind.fit(stream(kind, images), seed=seed).bank for seed in (0, 0, 1)]
