@@ -16,6 +16,7 @@ METHODS = {  # name: (module, class)
     "padim": ("edge_ad.methods.padim", "Padim"),
     "patchcore": ("edge_ad.methods.patchcore", "Patchcore"),
     "fastflow": ("edge_ad.methods.fastflow", "Fastflow"),
+    "reverse_distillation": ("edge_ad.methods.reverse_distillation", "ReverseDistillation"),
     "stfpm": ("edge_ad.methods.stfpm", "Stfpm"),
 }
 

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from edge_ad.tiling import Size, gaussian_matrix
 
 
-def bilinear_matrix(source: int, target: int) -> NDArray[np.float64]:
-    """(target, source) matrix of 1-D linear resizing, half-pixel centres (torch's ``align_corners=False``)."""
-    centres = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+def bilinear_matrix(source: int, target: int, *, align_corners: bool = False) -> NDArray[np.float64]:
+    """(target, source) matrix of 1-D linear resizing, as torch's: half-pixel centres, or ends upon ends."""
+    if align_corners:
+        centres = np.arange(target) * (source - 1) / max(target - 1, 1)
+    else:
+        centres = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
     left = np.minimum(np.floor(centres).astype(int), max(source - 2, 0))
     fraction = centres - left
     matrix = np.zeros((target, source))
@@ -33,15 +36,16 @@ class UpsampleSmooth(nn.Module):
         source: (height, width) of the maps that come in.
         target: (height, width) of the tile.
         sigma_px: standard deviation of the Gaussian, cut at 4 sigma with mirrored borders as in scipy.ndimage; 0: none.
+        align_corners: see `bilinear_matrix`.
     """
 
     left: Tensor
     right: Tensor
 
-    def __init__(self, source: Size, target: Size, sigma_px: float = 4.0) -> None:
+    def __init__(self, source: Size, target: Size, sigma_px: float = 4.0, *, align_corners: bool = False) -> None:
         super().__init__()
         for name, small, large in zip(("left", "right"), source, target, strict=True):
-            matrix = bilinear_matrix(small, large)
+            matrix = bilinear_matrix(small, large, align_corners=align_corners)
             if sigma_px > 0:
                 matrix = gaussian_matrix(large, sigma_px) @ matrix
             self.register_buffer(name, torch.from_numpy(matrix.astype(np.float32)), persistent=False)

@@ -35,6 +35,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "padim": {"dimensions": 9},
     "patchcore": {"coreset_ratio": 0.25},
     "fastflow": {"steps": 24, "batch_size": 4},
+    "reverse_distillation": {"steps": 24, "batch_size": 4},
     "stfpm": {"steps": 24, "batch_size": 4},
 }
 
