@@ -10,7 +10,7 @@ which ties there in float32 and is decided by rounding in half precision. Merged
 logarithm.
 
 Shifts are subtracted, and learnt with the opposite sign: subtractions stay in float when the convolutions are put into
-int8, additions do not in ONNX (`MEASURING` in `exporters/quantisation.py`), and their rounding compounds over the steps:
+int8, additions do not in ONNX (`MEASURING` in `exporters/quantisation.py`). Their rounding compounds over the steps, to
 a quarter of the map's range on test images, where the convolutions alone cost a hundredth.
 
 Symbols: N batch, C channels, h' x w' positions of a layer.
