@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_ad.errors import BackboneError
+from edge_ad.methods.taps import tap, tapped
 from edge_ad.methods.torchvision_import import import_torchvision
 from edge_ad.methods.weights import load_weights
 from edge_ad.tiling import Size
@@ -36,9 +37,11 @@ class Backbone(nn.Module):
 
     Args:
         name: timm name, with or without a weight tag (``"resnet18"``, ``"wide_resnet50_2.tv_in1k"``).
-        layers: timm layer names to tap, shallow to deep; empty for those of ``reductions``.
+        layers: modules to tap, by their names in timm; empty for those of ``reductions``.
         weights: ``"auto"``, ``"none"`` (random) or a file; see `edge_ad.methods.weights`.
         reductions: strides in pixels of the layers tapped where none are named.
+        before_blocks: where none are named, tap what enters the first block as well: ``maxpool``, or, of a network
+            without it, the shallowest layer that timm lists.
 
     Attributes:
         features: what is tapped, shallow to deep.
@@ -59,6 +62,8 @@ class Backbone(nn.Module):
         layers: Sequence[str] = (),
         weights: str = "auto",
         reductions: Sequence[int] = DEFAULT_REDUCTIONS,
+        *,
+        before_blocks: bool = False,
     ) -> None:
         super().__init__()
         import_torchvision()
@@ -70,13 +75,24 @@ class Backbone(nn.Module):
         except RuntimeError as error:
             similar = ", ".join(difflib.get_close_matches(name, timm.list_models())) or "see timm.list_models()"
             raise BackboneError(f"backbone {name!r} cannot be built: {error}; similar: {similar}") from error
-        available = info.get_dicts()
-        self._indices = _tap_indices(name, available, layers, reductions)
-        self.features = tuple(
-            FeatureSpec(available[i]["module"], available[i]["num_chs"], available[i]["reduction"])
-            for i in self._indices
+        listed = info.get_dicts()
+        there = [entry["module"] for entry in listed]
+        if not layers:
+            layers = _layers_of(name, listed, reductions)
+            if before_blocks:
+                layers = ["maxpool" if "maxpool" in _modules(name) else there[0], *layers]
+        layers = list(dict.fromkeys(layers))
+        if missing := [layer for layer in layers if layer not in there and layer not in _modules(name)]:
+            raise BackboneError(f"backbone {name!r} has no module {', '.join(missing)}; it has {_names_of(listed)}")
+        self._layers = layers
+        # Empty where timm cannot make the cut
+        self._indices = tuple(sorted(map(there.index, layers))) if set(layers) <= set(there) else ()
+        self.net = self._cut()
+        self.features = (
+            tuple(FeatureSpec(listed[i]["module"], listed[i]["num_chs"], listed[i]["reduction"]) for i in self._indices)
+            if self._indices
+            else tuple(FeatureSpec(*spec) for spec in tapped(self.net))
         )
-        self.net = timm.create_model(name, pretrained=False, features_only=True, out_indices=self._indices)
         self.source = load_weights(self.net, name, weights)
         config = timm.get_pretrained_cfg(name, allow_unregistered=True)
         mean, std = (config.mean, config.std) if config is not None else ((0.5,) * 3, (0.5,) * 3)
@@ -110,13 +126,22 @@ class Backbone(nn.Module):
         Weights come from torch's global generator. Every normalisation starts at scale 1 and shift 0, as torchvision
         does; timm starts the last one of a residual block at 0.
         """
-        import timm
-
-        net: nn.Module = timm.create_model(self.name, pretrained=False, features_only=True, out_indices=self._indices)
+        net = self._cut()
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
         return net
+
+    def _cut(self) -> nn.Module:
+        """The network with random weights, to the deepest tap."""
+        import timm
+
+        if self._indices:
+            net: nn.Module = timm.create_model(
+                self.name, pretrained=False, features_only=True, out_indices=self._indices
+            )
+            return net
+        return tap(timm.create_model(self.name, pretrained=False), self._layers)
 
 
 def scale_image(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -125,12 +150,20 @@ def scale_image(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return image.permute(0, 3, 1, 2).to(mean.dtype) * (1 / (255 * std)) - mean / std
 
 
-def _tap_indices(
-    name: str, available: list[dict[str, object]], layers: Sequence[str], reductions: Sequence[int]
-) -> tuple[int, ...]:
-    key, wanted = ("module", list(layers)) if layers else ("reduction", list(reductions))
-    names = [entry[key] for entry in available]
-    if missing := [str(layer) for layer in wanted if layer not in names]:
-        there = ", ".join(f"{entry['module']} (stride {entry['reduction']})" for entry in available)
-        raise BackboneError(f"backbone {name!r} has no {key} {', '.join(missing)}; it has {there}")
-    return tuple(sorted(names.index(layer) for layer in wanted))
+def _layers_of(name: str, listed: list[dict[str, Any]], reductions: Sequence[int]) -> list[str]:
+    """Names of the layers of these strides."""
+    by_reduction = {entry["reduction"]: entry["module"] for entry in reversed(listed)}
+    if missing := [str(reduction) for reduction in reductions if reduction not in by_reduction]:
+        raise BackboneError(f"backbone {name!r} has no reduction {', '.join(missing)}; it has {_names_of(listed)}")
+    return [by_reduction[reduction] for reduction in reductions]
+
+
+def _names_of(listed: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{entry['module']} (stride {entry['reduction']})" for entry in listed)
+
+
+def _modules(name: str) -> set[str]:
+    import timm
+
+    with torch.device("meta"):
+        return {key for key, _ in timm.create_model(name, pretrained=False).named_modules()}
