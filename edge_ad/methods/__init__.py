@@ -18,6 +18,8 @@ METHODS = {  # name: (module, class)
     "fastflow": ("edge_ad.methods.fastflow", "Fastflow"),
     "reverse_distillation": ("edge_ad.methods.reverse_distillation", "ReverseDistillation"),
     "stfpm": ("edge_ad.methods.stfpm", "Stfpm"),
+    "reduced_student": ("edge_ad.methods.reduced_student", "ReducedStudent"),
+    "mixed_teacher": ("edge_ad.methods.mixed_teacher", "MixedTeacher"),
 }
 
 

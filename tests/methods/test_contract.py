@@ -37,6 +37,13 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "fastflow": {"steps": 24, "batch_size": 4},
     "reverse_distillation": {"steps": 24, "batch_size": 4},
     "stfpm": {"steps": 24, "batch_size": 4},
+    "reduced_student": {"layers": ("maxpool", "layer1", "layer2"), "steps": 96, "batch_size": 4},
+    "mixed_teacher": {
+        "second_backbone": "test_efficientnet",
+        "second_layers": ("blocks.2", "blocks.3"),
+        "steps": 96,
+        "batch_size": 4,
+    },
 }
 
 SETUPS = {
