@@ -101,6 +101,16 @@ class Backbone(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """Name and tapped layers, as the configuration of a method holds them."""
+        return {"backbone": self.name, "layers": [spec.layer for spec in self.features]}
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the maps as outputs of a graph, shallow to deep."""
+        return tuple(f"feature_{index}" for index in range(len(self.features)))
+
     def train(self, mode: bool = True) -> Backbone:
         """Stay in evaluation mode: batch-norm statistics of a frozen network must not move."""
         return super().train(False)

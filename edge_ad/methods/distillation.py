@@ -5,8 +5,13 @@ Symbols: N batch, C channels, h' x w' positions of a layer.
 
 from __future__ import annotations
 
+import functools
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+SGD = functools.partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-4)  # of STFPM's official code
 
 
 def feature_distance(teacher: Tensor, student: Tensor) -> Tensor:

@@ -174,16 +174,11 @@ class Fastflow(GradientModel):
     ) -> None:
         network = Backbone(backbone, layers, weights)
         network.map_sizes(tile_size)
-        config = {
-            "backbone": backbone,
-            "layers": [spec.layer for spec in network.features],
-            "conv3x3_only": conv3x3_only,
-        }
-        super().__init__(tile_size, config, **training)
+        super().__init__(tile_size, network.config | {"conv3x3_only": conv3x3_only}, **training)
         self.conv3x3_only = conv3x3_only
         self.extractor: Backbone = network
         self.weights_source = network.source
-        self.feature_names = tuple(f"feature_{index}" for index in range(len(network.features)))
+        self.feature_names = network.feature_names
 
     def new_head(self) -> FastflowHead:
         """See `GradientModel.new_head`. The permutations are random too, and part of the head's state."""

@@ -28,17 +28,17 @@ from torch import Tensor, nn
 
 from edge_ad.errors import InputError
 from edge_ad.methods.backbone import Backbone, FeatureSpec, scale_image
+from edge_ad.methods.distillation import SGD
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
 from edge_ad.methods.reduced_student import (
-    SGD,
     PooledTeacher,
     ReducedResNet,
     TotalDistance,
     half_distances,
     halvings,
-    initialise,
     tile_score,
 )
+from edge_ad.methods.residual_block import initialise
 from edge_ad.tiling import Size
 
 SMALLEST_EXTENT = 1e-2  # of a map in [0, 4]: below it lies rounding, which division would blow up
@@ -192,8 +192,7 @@ class MixedTeacher(GradientModel):
         second = Backbone(second_backbone, second_layers, second_weights)
         second.map_sizes(tile_size)
         config = {
-            "backbone": backbone,
-            "layers": [spec.layer for spec in first.features],
+            **first.config,
             "second_backbone": second_backbone,
             "second_layers": [spec.layer for spec in second.features],
             "alpha": alpha,

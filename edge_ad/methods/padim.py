@@ -122,8 +122,7 @@ class Padim(TileModel):
     ) -> None:
         network = Backbone(backbone, layers, weights)
         config: dict[str, Any] = {
-            "backbone": backbone,
-            "layers": [spec.layer for spec in network.features],
+            **network.config,
             "dimensions": dimensions,
             "rank": rank,
             "seed": seed,

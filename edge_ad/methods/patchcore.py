@@ -129,8 +129,7 @@ class Patchcore(TileModel):
             raise CoresetSizeError(f"bank_size: expected at least 2 vectors, but got {bank_size}")
         network = Backbone(backbone, layers, weights, REDUCTIONS)
         config: dict[str, Any] = {
-            "backbone": backbone,
-            "layers": [spec.layer for spec in network.features],
+            **network.config,
             "coreset_ratio": coreset_ratio,
             "bank_size": bank_size,
         }

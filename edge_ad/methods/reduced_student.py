@@ -20,7 +20,6 @@ Symbols: N tiles, C channels, h, w tile size.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -30,12 +29,11 @@ from torch import Tensor, nn
 
 from edge_ad.errors import BackboneError
 from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone, scale_image
-from edge_ad.methods.distillation import feature_distance
+from edge_ad.methods.distillation import SGD, feature_distance
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
+from edge_ad.methods.residual_block import initialise, strided_block
 from edge_ad.methods.smoothing import UpsampleSmooth
 from edge_ad.tiling import Size
-
-SGD = functools.partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-4)
 
 
 class PooledTeacher(nn.Module):
@@ -81,26 +79,6 @@ def halvings(factor: int) -> tuple[list[nn.Module], int]:
     return pools, factor
 
 
-class ResidualBlock(nn.Module):
-    """ResNet's basic block, without the ReLU at its end."""
-
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.convs = nn.Sequential(
-            nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-        )
-        self.shortcut = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, channels, h' / stride, w' / stride) of ``x`` (N, channels_in, h', w')."""
-        summed: Tensor = self.convs(x) + self.shortcut(x)
-        return summed
-
-
 class ReducedResNet(nn.Module):
     """ResNet's stem, then one residual block per tap.
 
@@ -121,7 +99,9 @@ class ReducedResNet(nn.Module):
         blocks: list[nn.Module] = [nn.Sequential(stem, nn.BatchNorm2d(channels[0]), *pools)]
         for i in range(1, len(channels)):
             pools, stride = halvings(reductions[i] // reductions[i - 1])
-            blocks.append(nn.Sequential(nn.ReLU(), *pools, ResidualBlock(channels[i - 1], channels[i], stride)))
+            blocks.append(
+                nn.Sequential(nn.ReLU(), *pools, strided_block(channels[i - 1], channels[i], stride, rectified=False))
+            )
         self.blocks = nn.ModuleList(blocks)
         initialise(self)
 
@@ -129,13 +109,6 @@ class ReducedResNet(nn.Module):
         """Maps (N, C_i, h', w') of ``image`` uint8 (N, h, w, 3)."""
         x = scale_image(image, self.mean, self.std)
         return [x := block(x) for block in self.blocks]
-
-
-def initialise(net: nn.Module) -> None:
-    """Convolutions as He et al. initialise ResNet, from torch's global generator."""
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 class ReducedStudentHead(nn.Module):
@@ -212,16 +185,11 @@ class ReducedStudent(GradientModel):
     ) -> None:
         network = Backbone(backbone, layers, weights, before_blocks=True)
         self.teacher = PooledTeacher(network, tile_size)
-        config = {
-            "backbone": backbone,
-            "layers": [spec.layer for spec in network.features],
-            "mean_score": mean_score,
-        }
-        super().__init__(tile_size, config, **training)
+        super().__init__(tile_size, network.config | {"mean_score": mean_score}, **training)
         self.mean_score = mean_score
         self.extractor = self.teacher
         self.weights_source = network.source
-        self.feature_names = tuple(f"feature_{index}" for index in range(len(network.features)))
+        self.feature_names = network.feature_names
 
     def new_head(self) -> ReducedStudentHead:
         """See `GradientModel.new_head`."""

@@ -26,6 +26,7 @@ from edge_ad.errors import BackboneError
 from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
 from edge_ad.methods.distillation import feature_distance
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
+from edge_ad.methods.residual_block import ResidualBlock, conv3x3, initialise, strided_block
 from edge_ad.methods.smoothing import UpsampleSmooth
 from edge_ad.tiling import Size
 
@@ -33,44 +34,9 @@ SMOOTHING_SIGMA_PX = 4.0
 _ADAM = functools.partial(torch.optim.Adam, betas=(0.5, 0.999))
 
 
-class ResidualBlock(nn.Module):
-    """ResNet's basic block.
-
-    Args:
-        first: the first convolution, to ``channels``; it may change the size.
-        shortcut: of the same effect on shapes.
-        channels: C after the block.
-        rectified: whether the block ends in a ReLU.
-    """
-
-    def __init__(self, first: nn.Module, shortcut: nn.Module, channels: int, *, rectified: bool = True) -> None:
-        super().__init__()
-        self.residual = nn.Sequential(
-            first, nn.BatchNorm2d(channels), nn.ReLU(), conv3x3(channels, channels), nn.BatchNorm2d(channels)
-        )
-        self.shortcut = shortcut
-        self.activation = nn.ReLU() if rectified else nn.Identity()
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """(N, C, h', w') of maps as the first convolution takes them."""
-        result: Tensor = self.activation(self.residual(maps) + self.shortcut(maps))
-        return result
-
-
-def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Module:
-    """Keeps the size, or halves it, rounded up."""
-    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-
-
 def deconv2x2(inputs: int, outputs: int) -> nn.Module:
     """Doubles the size."""
     return nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False)
-
-
-def halving_block(inputs: int, outputs: int) -> ResidualBlock:
-    """Halves the size, rounded up."""
-    shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=2, bias=False), nn.BatchNorm2d(outputs))
-    return ResidualBlock(conv3x3(inputs, outputs, stride=2), shortcut, outputs)
 
 
 def doubling_block(inputs: int, outputs: int) -> ResidualBlock:
@@ -100,7 +66,7 @@ class Bottleneck(nn.Module):
             for before, after in itertools.pairwise(channels[start:]):
                 path.extend((conv3x3(before, after, stride=2), nn.BatchNorm2d(after), nn.ReLU()))
             self.paths.append(path)
-        self.embed = nn.Sequential(halving_block(len(channels) * deepest, 2 * deepest), plain_block(2 * deepest))
+        self.embed = nn.Sequential(strided_block(len(channels) * deepest, 2 * deepest, 2), plain_block(2 * deepest))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """(N, 2 C_L, h', w') at half the size of the deepest layer, rounded up."""
@@ -146,9 +112,7 @@ class ReverseDistillationHead(nn.Module):
         self.upsample = nn.ModuleList(
             UpsampleSmooth(size, tile_size, SMOOTHING_SIGMA_PX, align_corners=True) for size in sizes
         )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # not the transposed ones, as in the official code
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise(self)
 
     def student(self, features: Sequence[Tensor]) -> list[Tensor]:
         """What the decoder makes of the teacher's ``features``: the same shapes."""
@@ -203,17 +167,12 @@ class ReverseDistillation(GradientModel):
             raise BackboneError(
                 f"{self.name} needs layers whose strides double, but got {there}; choose others by -p layers=..."
             )
-        config = {
-            "backbone": backbone,
-            "layers": [spec.layer for spec in self.teacher.features],
-            "loss_per_position": loss_per_position,
-        }
-        super().__init__(tile_size, config, **training)
+        super().__init__(tile_size, self.teacher.config | {"loss_per_position": loss_per_position}, **training)
         self.loss_per_position = loss_per_position
         self.rectified = never_negative(self.teacher)
         self.extractor = self.teacher
         self.weights_source = self.teacher.source
-        self.feature_names = tuple(f"feature_{index}" for index in range(len(self.teacher.features)))
+        self.feature_names = self.teacher.feature_names
 
     def new_head(self) -> ReverseDistillationHead:
         """See `GradientModel.new_head`."""

@@ -14,20 +14,18 @@ Symbols: N tiles, h, w tile size.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone, scale_image
-from edge_ad.methods.distillation import feature_distance
+from edge_ad.methods.distillation import SGD, feature_distance
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
 from edge_ad.methods.smoothing import UpsampleSmooth
 from edge_ad.tiling import Size
 
 SMALLEST_DISTANCE = 1e-7  # the logarithm of zero has no product
-_SGD = functools.partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-4)
 
 
 class StfpmHead(nn.Module):
@@ -71,8 +69,8 @@ class Stfpm(GradientModel):
     minimum_tiles: ClassVar[int] = 2
     head_takes_image: ClassVar[bool] = True
     schedules = {  # noqa: RUF012 - read only
-        "paper": Schedule(_SGD, learning_rate=0.4, batch_size=32, steps=200, keep_best=True),
-        "original": Schedule(_SGD, learning_rate=0.4, batch_size=32, epochs=100, keep_best=True),
+        "paper": Schedule(SGD, learning_rate=0.4, batch_size=32, steps=200, keep_best=True),
+        "original": Schedule(SGD, learning_rate=0.4, batch_size=32, epochs=100, keep_best=True),
     }
 
     def __init__(
@@ -86,12 +84,10 @@ class Stfpm(GradientModel):
     ) -> None:
         self.teacher = Backbone(backbone, layers, weights)
         self.teacher.map_sizes(tile_size)
-        super().__init__(
-            tile_size, {"backbone": backbone, "layers": [spec.layer for spec in self.teacher.features]}, **training
-        )
+        super().__init__(tile_size, self.teacher.config, **training)
         self.extractor = self.teacher
         self.weights_source = self.teacher.source
-        self.feature_names = tuple(f"feature_{index}" for index in range(len(self.teacher.features)))
+        self.feature_names = self.teacher.feature_names
 
     def new_head(self) -> StfpmHead:
         """See `GradientModel.new_head`."""
