@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import click
 
+from edge_ad.cli.options import device_option, precision_option, write_json
 from edge_ad.runtime.session import ExecutionPrecision
 
 
 @click.command("benchmark")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("-d", "--device", default="CPU", show_default=True, help="CPU, GPU, GPU.1, NPU, AUTO, CUDA, CUDA:1.")
-@click.option(
-    "--precision",
-    type=click.Choice([str(precision) for precision in ExecutionPrecision]),
-    default="auto",
-    show_default=True,
-    help="What float parts execute in; auto: the device's default.",
-)
+@device_option
+@precision_option
 @click.option("--batch", type=int, help="Images per throughput run; 0: no throughput.  [default: 16; PatchCore 8]")
 @click.option("--warmup", type=int, default=1000, show_default=True, help="Untimed runs at batch 1.")
 @click.option("--iterations", type=int, default=1000, show_default=True, help="Timed runs at batch 1.")
@@ -65,12 +59,10 @@ def command(
         throughput_iterations=throughput_iterations,
         progress=_show_progress,
     )
-    if json_path == "-":
-        click.echo(json.dumps(report.to_json(), indent=2, allow_nan=False))
-    else:
+    if json_path != "-":
         click.echo(to_text(report), nl=False)
-    if json_path not in (None, "-"):
-        atomic.write_json(Path(json_path), report.to_json())
+    if json_path is not None:
+        write_json(json_path, report.to_json())
     if markdown_path:
         atomic.write_text(markdown_path, to_markdown(report))
     if html_path:

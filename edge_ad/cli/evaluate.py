@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from edge_ad.bundle.manifest import ScoreMerge
-from edge_ad.cli.options import LAYOUTS, SizeType, choice
+from edge_ad.cli.options import (
+    SizeType,
+    alpha_option,
+    bits_option,
+    category_option,
+    choice,
+    data_option,
+    device_option,
+    layout_option,
+    precision_option,
+    write_json,
+)
 from edge_ad.imaging import Alpha, PixelFormat
-from edge_ad.runtime.session import ExecutionPrecision
 from edge_ad.tiling import Size
 
 
 @click.command("evaluate")
 @click.argument("model", metavar="RUN|BUNDLE", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder of the data set.")
-@click.option("--layout", type=click.Choice(LAYOUTS), default="mvtec", show_default=True, help="How it is organised.")
-@click.option("--category", help="Category inside the data set, where it has several.")
-@click.option("--bits", type=click.IntRange(8, 16), help="Significant bits of 16-bit files.  [default: 16]")
-@click.option("--alpha", type=choice(Alpha), default="drop", show_default=True, help="Alpha channels.")
-@click.option("-d", "--device", default="CPU", show_default=True, help="For a bundle.")
-@click.option("--precision", type=choice(ExecutionPrecision), default="auto", show_default=True)
+@data_option
+@layout_option
+@category_option
+@bits_option
+@alpha_option
+@device_option
+@precision_option
 @click.option("--score-merge", type=choice(ScoreMerge), help="Replaces the model's own.")
 @click.option("--metrics-size", type=SizeType(), help="Where pixels are compared.  [default: the setup's image size]")
 @click.option("--pro-limit", type=click.FloatRange(0, 1, min_open=True), default=0.3, show_default=True)
@@ -49,9 +58,9 @@ def command(
     """Measure a run or a bundle on labelled test images.
 
     Image AUROC, AUPR, F1-max, and F1, precision and recall at the model's own threshold; where there are masks also
-    pixel AUROC, AUPR, F1-max and AUPRO (8-connected regions). Metrics are taken on raw merged values.
+    pixel AUROC, AUPR, F1-max and AUPRO (8-connected regions). Metrics are taken on raw merged values. A run is
+    evaluated as it was trained, in float32 on the CPU; device and precision are for bundles.
     """
-    from edge_ad import atomic
     from edge_ad.data.cache import open_cache
     from edge_ad.data.layouts import read_dataset
     from edge_ad.errors import EmptyDataError
@@ -87,9 +96,7 @@ def command(
     title = f"{model.name} on {dataset.name}"
     if output is not None:
         write_report(output, evaluation, title, **about)
-    if json_path == "-":
-        click.echo(json.dumps(to_json(evaluation, **about), indent=2))
-        return
     if json_path is not None:
-        atomic.write_json(Path(json_path), to_json(evaluation, **about))
-    click.echo(to_markdown(evaluation, title))
+        write_json(json_path, to_json(evaluation, **about))
+    if json_path != "-":
+        click.echo(to_markdown(evaluation, title))

@@ -44,7 +44,19 @@ def choice(members: type[StrEnum]) -> click.Choice[str]:
 
 
 LAYOUTS = ("mvtec", "visa", "loco", "btad", "folder")  # of edge_ad.data.layouts, which an edge box does not import
+ALPHAS = ("drop", "black", "white")  # of edge_ad.imaging, which loads OpenCV: not every command needs it
 
+data_option = click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder of the data set.")
+layout_option = click.option(
+    "--layout", type=click.Choice(LAYOUTS), default="mvtec", show_default=True, help="How it is organised."
+)
+category_option = click.option("--category", help="Category inside the data set, where it has several.")
+bits_option = click.option(
+    "--bits", type=click.IntRange(8, 16), help="Significant bits of 16-bit files.  [default: 16]"
+)
+alpha_option = click.option(
+    "--alpha", type=click.Choice(ALPHAS), default="drop", show_default=True, help="Alpha channels."
+)
 device_option = click.option(
     "-d", "--device", default="CPU", show_default=True, help="CPU, GPU, GPU.1, NPU, AUTO, CUDA, CUDA:1."
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edge_ad.bundle.manifest import ScoreMerge
-from edge_ad.cli.options import choice, device_option, precision_option
+from edge_ad.cli.options import alpha_option, bits_option, choice, device_option, precision_option
 from edge_ad.errors import EdgeAdError, GateError
 from edge_ad.imaging import Alpha, PixelFormat
 from edge_ad.runtime.detector import load
@@ -20,8 +20,8 @@ from edge_ad.runtime.predictions import RESULTS, named_images, predict_files, pr
 @device_option
 @precision_option
 @click.option("--score-merge", type=choice(ScoreMerge), help="Replaces the bundle's own.")
-@click.option("--bits", type=click.IntRange(8, 16), help="Significant bits of 16-bit files.  [default: 16]")
-@click.option("--alpha", type=choice(Alpha), default="drop", show_default=True, help="Alpha channels.")
+@bits_option
+@alpha_option
 @click.option("--tiles", is_flag=True, help="Draw the tiles and their raw scores too.")
 @click.option("--fail-on-anomaly", is_flag=True, help="Exit with 3 where an image is anomalous.")
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier call.")

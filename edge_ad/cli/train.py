@@ -7,7 +7,15 @@ from pathlib import Path
 import click
 
 from edge_ad.bundle.manifest import NormalisationStage, ScoreMerge
-from edge_ad.cli.options import LAYOUTS, SizeType, choice
+from edge_ad.cli.options import (
+    SizeType,
+    alpha_option,
+    bits_option,
+    category_option,
+    choice,
+    data_option,
+    layout_option,
+)
 from edge_ad.imaging import Alpha, PixelFormat
 from edge_ad.methods import METHODS
 from edge_ad.setups import SETUPS, Sharing
@@ -15,11 +23,11 @@ from edge_ad.tiling import Size
 
 
 @click.command("train")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder of the data set.")
-@click.option("--layout", type=click.Choice(LAYOUTS), default="mvtec", show_default=True, help="How it is organised.")
-@click.option("--category", help="Category inside the data set, where it has several.")
-@click.option("--bits", type=click.IntRange(8, 16), help="Significant bits of 16-bit files.  [default: 16]")
-@click.option("--alpha", type=choice(Alpha), default="drop", show_default=True, help="Alpha channels.")
+@data_option
+@layout_option
+@category_option
+@bits_option
+@alpha_option
 @click.option("--method", type=click.Choice(list(METHODS)), default="padim", show_default=True)
 @click.option("--setup", type=click.Choice(list(SETUPS)), default="ens9", show_default=True, help="Tiles and models.")
 @click.option("--image-size", type=SizeType(native=True), help="Replaces the setup's; 'native': the images' own.")

@@ -12,7 +12,10 @@ import pytest
 
 import edge_ad
 from edge_ad import cli
+from edge_ad.cli import options
+from edge_ad.data.layouts import LAYOUTS
 from edge_ad.errors import BundleError, DeviceNotFoundError, EdgeAdError, GateError
+from edge_ad.imaging import Alpha
 
 
 @pytest.fixture
@@ -165,3 +168,9 @@ def test_a_broken_tiff_is_one_line_although_opencv_has_more_to_say(tmp_path):
 def _edge_ad(*arguments, stdout):
     code = "from edge_ad.cli import main; main()"
     return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True)
+
+
+def test_choices_written_out_are_those_of_their_rooms():
+    """Spelt out in options.py so that a command need not import the room."""
+    assert set(options.LAYOUTS) == set(LAYOUTS)
+    assert set(options.ALPHAS) == {str(alpha) for alpha in Alpha}
