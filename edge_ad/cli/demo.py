@@ -15,7 +15,7 @@ def command(obj: dict[str, bool], output: Path) -> None:
 
     Plates with small defects are drawn, PaDiM is trained on the good ones, one model per tile location, exported to an
     int8 bundle, run, evaluated and timed. OUTPUT/index.html shows it all. No data and no network are needed; it takes
-    two minutes on two cores.
+    two to three minutes on two cores.
     """
     from edge_ad.demo import run_demo
     from edge_ad.progress import terminal_progress
