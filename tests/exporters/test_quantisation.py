@@ -12,6 +12,7 @@ from tiny_run import scene
 from edge_ad.bundle.manifest import Format
 from edge_ad.exporters.export import WRITERS
 from edge_ad.exporters.quantisation import calibration_tiles, quantise
+from edge_ad.exporters.stem import stem_names
 from edge_ad.methods import create_model
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.runtime.session import ExecutionPrecision
@@ -20,7 +21,8 @@ from edge_ad.tiling import TileGrid
 from edge_ad.training.torch_graph import shared_graph
 
 TILE = (32, 48)
-CONVOLUTIONS = 15  # of ResNet18 down to layer3: stem, 3 stages of 4, two projections
+CONVOLUTIONS = 14  # of ResNet18 down to layer3, the stem not counted: 3 stages of 4, two projections
+STEM_SHAPE = (64, 3, 7, 7)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def quantised(request, graph, tmp_path_factory):
     return graph_format, paths, whole
 
 
-def test_every_convolution_is_integer(quantised):
+def test_every_convolution_but_the_stem_is_integer(quantised):
     graph_format, paths, _ = quantised
     if graph_format is Format.OPENVINO:
         model = ov.Core().read_model(paths[0])
@@ -52,6 +54,7 @@ def test_every_convolution_is_integer(quantised):
         assert operations["FakeQuantize"] >= CONVOLUTIONS  # activations
         weights = [op for op in model.get_ops() if op.get_type_name() == "Constant" and len(op.shape) == 4]
         integer = [op for op in weights if op.get_element_type().get_type_name() == "i8"]
+        floating = [tuple(op.shape) for op in weights if op.get_element_type().is_real()]
     else:
         model = onnx.load(paths[0])
         operations = Counter(node.op_type for node in model.graph.node)
@@ -59,7 +62,27 @@ def test_every_convolution_is_integer(quantised):
         assert operations["DequantizeLinear"] >= 2 * CONVOLUTIONS
         weights = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 4]
         integer = [tensor for tensor in weights if tensor.data_type == onnx.TensorProto.INT8]
+        floating = [tuple(tensor.dims) for tensor in weights if tensor.data_type == onnx.TensorProto.FLOAT16]
     assert len([op for op in integer if np.prod(getattr(op, "shape", None) or op.dims) > 1000]) == CONVOLUTIONS
+    assert floating.count(STEM_SHAPE) == 1
+
+
+@pytest.mark.parametrize("graph_format", Format)
+def test_the_stem_is_what_reads_the_image(graph, graph_format):
+    (name,) = stem_names(model := WRITERS[graph_format].convert(graph), graph_format)
+    if graph_format is Format.OPENVINO:
+        (node,) = [op for op in model.get_ops() if op.get_friendly_name() == name]
+        weights = tuple(node.input(1).get_shape())
+    else:
+        (node,) = [node for node in model.graph.node if node.name == name]
+        (weights,) = [tuple(tensor.dims) for tensor in model.graph.initializer if tensor.name == node.input[1]]
+    assert weights == STEM_SHAPE
+
+
+@pytest.mark.parametrize("graph_format", Format)
+def test_two_networks_on_one_image_have_two_stems(graph_format):
+    shared = shared_graph(create_model("mixed_teacher", (64, 96), weights="none"))
+    assert len(stem_names(WRITERS[graph_format].convert(shared), graph_format)) == 2
 
 
 def test_a_quarter_of_the_size(quantised):
