@@ -2,8 +2,8 @@
 
 Distances, normalisation and maps lose their ranking in eight bits and stay in float. Heads that hold nothing else are
 refitted on the quantised extractor's features, so that both sides of a distance carry the same rounding; of others the
-convolutions are quantised (`edge_ad.methods.tile_model.HeadInt8`). The stem stays in float too
-(`edge_ad.exporters.stem`).
+convolutions are quantised (`edge_ad.methods.tile_model.HeadInt8`). So do the convolutions that eight bits hurt
+(`edge_ad.exporters.sensitive`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ad.bundle.manifest import Format
-from edge_ad.exporters.stem import stem_names
+from edge_ad.exporters.sensitive import sensitive_convolutions
 from edge_ad.exporters.telemetry import no_telemetry
 from edge_ad.methods.tile_model import TileStream
 
@@ -55,7 +55,7 @@ def head_feeds(stream: TileStream, names: Sequence[str], count: int = HEAD_CALIB
 def quantise(
     model: Model, feeds: Sequence[Feeds], graph_format: Format, keep_float: Sequence[str] = (), *, fast: bool = False
 ) -> Model:
-    """``model`` with int8 convolutions but for its stem; weights per channel, activations per tensor, both symmetric.
+    """``model`` with int8 convolutions but for sensitive ones; weights per channel, activations per tensor, symmetric.
 
     Args:
         model: openvino.Model or onnx.ModelProto.
@@ -64,7 +64,7 @@ def quantise(
         keep_float: types of operations that are not quantised.
         fast: correct biases from layer statistics alone; the exact correction keeps more of the ranking.
     """
-    ignored = {"names": stem_names(model, graph_format), "types": list(keep_float)}
+    ignored = {"names": sensitive_convolutions(model, graph_format), "types": list(keep_float)}
     with _quiet(), no_telemetry():
         import nncf
 

@@ -12,7 +12,7 @@ from tiny_run import scene
 from edge_ad.bundle.manifest import Format
 from edge_ad.exporters.export import WRITERS
 from edge_ad.exporters.quantisation import calibration_tiles, quantise
-from edge_ad.exporters.stem import stem_names
+from edge_ad.exporters.sensitive import sensitive_convolutions
 from edge_ad.methods import create_model
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.runtime.session import ExecutionPrecision
@@ -69,7 +69,7 @@ def test_every_convolution_but_the_stem_is_integer(quantised):
 
 @pytest.mark.parametrize("graph_format", Format)
 def test_the_stem_is_what_reads_the_image(graph, graph_format):
-    (name,) = stem_names(model := WRITERS[graph_format].convert(graph), graph_format)
+    (name,) = sensitive_convolutions(model := WRITERS[graph_format].convert(graph), graph_format)
     if graph_format is Format.OPENVINO:
         (node,) = [op for op in model.get_ops() if op.get_friendly_name() == name]
         weights = tuple(node.input(1).get_shape())
@@ -80,9 +80,10 @@ def test_the_stem_is_what_reads_the_image(graph, graph_format):
 
 
 @pytest.mark.parametrize("graph_format", Format)
-def test_two_networks_on_one_image_have_two_stems(graph_format):
+def test_depthwise_convolutions_are_sensitive_and_so_is_each_networks_stem(graph_format):
+    """MixedTeacher's: a ResNet18 cut before its blocks, and an EfficientNet-B0 to block 6, with 15 depthwise ones."""
     shared = shared_graph(create_model("mixed_teacher", (64, 96), weights="none"))
-    assert len(stem_names(WRITERS[graph_format].convert(shared), graph_format)) == 2
+    assert len(sensitive_convolutions(WRITERS[graph_format].convert(shared), graph_format)) == 2 + 15
 
 
 def test_a_quarter_of_the_size(quantised):
