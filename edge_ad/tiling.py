@@ -133,6 +133,19 @@ class TileGrid:
         top, left = row * self.stride[0], col * self.stride[1]
         return slice(top, top + self.tile_size[0]), slice(left, left + self.tile_size[1])
 
+    def covering(self, row: int, col: int) -> tuple[Location, ...]:
+        """The tiles that cover one pixel.
+
+        >>> TileGrid((512, 512), (256, 256), (256, 256)).covering(0, 300)
+        (Location(row=0, col=1),)
+        """
+        return tuple(
+            location
+            for location in self.locations
+            for rows, cols in [self.window(location)]
+            if rows.start <= row < rows.stop and cols.start <= col < cols.stop
+        )
+
     def pad(self, image: NDArray[Any]) -> NDArray[Any]:
         """Zero-pad ``image`` (H, W) or (H, W, C) to `padded_size`; the same array where nothing is missing."""
         if image.shape[:2] != self.image_size:

@@ -188,6 +188,7 @@ class Detector:
         """
         with self._lock:
             for location, scores, maps in self._run_tiles(images, Stopwatch()):
+                self._check_finite(maps[: len(images)], location)
                 yield location, scores[: len(images)], maps[: len(images)]
 
     def stream(
@@ -265,6 +266,7 @@ class Detector:
                 raise
             count = len(images)
             merged = self._merger.result()[:count]
+            self._check_merged(merged)
             watch.lap("merge")
             if self._smooth:
                 self._smooth(merged)
@@ -288,12 +290,22 @@ class Detector:
             outputs = head.run({name: feeds[name] for name in head.inputs})
             scores, maps = head.fetch(outputs["pred_score"]), head.fetch(outputs["anomaly_map"])[:, 0]
             watch.lap("infer")
-            # A sum is finite where every term is: one pass instead of a mask.
-            if not np.isfinite(scores[: len(images)].sum() + maps[: len(images)].sum()):
-                raise InferenceError(
-                    f"tile {location.name}: the model gave NaN or infinity on {head.device} in {head.precision}"
-                )
+            self._check_finite(scores[: len(images)], location)
             yield location, scores, maps
+
+    def _check_finite(self, values: NDArray[np.float32], *tiles: Location) -> None:
+        """Raise `InferenceError` for the model of ``tiles`` unless ``values`` are finite numbers."""
+        # A sum is finite where every term is: one pass instead of a mask.
+        if not np.isfinite(values.sum()):
+            head = self.heads[self.manifest.setup.model_of(tiles[0])]
+            names = " or ".join(tile.name for tile in tiles)
+            raise InferenceError(f"tile {names}: the model gave NaN or infinity on {head.device} in {head.precision}")
+
+    def _check_merged(self, merged: NDArray[np.float32]) -> None:
+        """`_check_finite` of all tiles at once: of ``merged`` (B, H, W) every pixel once, however many tiles it has."""
+        if not np.isfinite(merged.sum()) and len(bad := np.argwhere(~np.isfinite(merged))):
+            image, row, col = bad[0]
+            self._check_finite(merged[image, row, col], *self.grid.covering(row, col))
 
     def _cut(self, images: NDArray[np.uint8], location: Location) -> NDArray[np.uint8]:
         """The tile (batch_size, h, w, 3) at ``location``: zero where it reaches over the image's edge.

@@ -294,6 +294,19 @@ def test_numbers_that_are_none_name_their_tile(poison: float) -> None:
     np.testing.assert_array_equal(detector.raw(image).maps, expected)  # nothing of the failed image is left
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_numbers_that_are_none_name_the_tiles_that_cover_the_pixel() -> None:
+    manifest = tiny_manifest(tiny_setup(stride=(23, 29), tile_size=(31, 37), image_size=(54, 66)))
+    detector = fake_detector(manifest)
+    head = detector.sessions[-1]
+    assert isinstance(head, FakeSession)
+    head.poison = np.nan  # at row 3, column 5 of the last tile, which all four cover
+    with pytest.raises(InferenceError, match=r"tile r00_c00 or r00_c01 or r01_c00 or r01_c01: the model gave NaN"):
+        detector.raw(some_image(manifest.setup)[None])
+    with pytest.raises(InferenceError, match=r"tile r01_c01: the model gave NaN"):
+        list(detector.tiles(some_image(manifest.setup)[None]))
+
+
 def test_closed() -> None:
     manifest = tiny_manifest()
     with fake_detector(manifest) as detector:
