@@ -162,9 +162,12 @@ def _write_graphs(
         progress(index, len(setup.model_locations), f"exporting {location.name}")
         own = stream(setup.tiles_of(location), extract)
         head = run.head(model, location)
-        if quantised and model.head_int8 is HeadInt8.REFIT:
+        if quantised:
             seed = location_seed(run.settings.seed, location)
-            head = model.refit(head, own, seed) if same_images else model.fit(own, seed)
+            if model.head_int8 is not HeadInt8.REFIT:
+                head = model.adapt(head, own, seed)
+            else:
+                head = model.refit(head, own, seed) if same_images else model.fit(own, seed)
         graph = head_graph(model, head, shared)
         converted, stored = writer.convert(graph), options.precision
         if quantised and model.head_int8 is HeadInt8.QUANTISE:

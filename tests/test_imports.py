@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "torchvision", "timm", "openvino", "onnxruntime", "onnx", "nncf", "cv2", "sklearn", "matplotlib"}
 IMPORT_NAMES = {"OpenCV": "cv2", "scikit-learn": "sklearn"}  # where the package is called otherwise than its module
+SCRIPTS = ("peers",)  # folders of scripts, which use the package and are not installed with it
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Room:
 
     @property
     def files(self) -> list[Path]:
-        return [self.path] if self.path.suffix else sorted(self.path.rglob("*.py"))
+        files = [self.path] if self.path.suffix else sorted(self.path.rglob("*.py"))
+        return [file for file in files if file.parent.name not in SCRIPTS]
 
 
 def read_rooms(markdown: str) -> dict[str, Room]:

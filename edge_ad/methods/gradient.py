@@ -6,6 +6,7 @@ seeds, divergence and progress are here. Extractors are frozen and tiles are not
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,12 +33,13 @@ class Schedule:
 
     Args:
         optimiser: makes one from parameters and ``lr``.
-        learning_rate: constant.
+        learning_rate: until ``decay_at`` of the steps; a tenth of it from there on.
         batch_size: tiles per step, always whole: what is left of an epoch is dropped.
         steps: updates.
         epochs: passes over the training tiles, where ``steps`` is None.
         keep_best: hold out `VALIDATION_FRACTION` of the images, and keep the state of lowest loss on them. They are
             training images, drawn by seed; thresholds are fitted on others.
+        decay_at: fraction of the steps.
     """
 
     optimiser: Callable[..., torch.optim.Optimizer]
@@ -46,6 +48,7 @@ class Schedule:
     steps: int | None = None
     epochs: int | None = None
     keep_best: bool = False
+    decay_at: float = 1.0
 
 
 class GradientModel(TileModel):
@@ -54,7 +57,7 @@ class GradientModel(TileModel):
     Args:
         tile_size, config: see `TileModel`.
         schedule: one of `schedules`: ``"paper"``, 200 steps of 32 tiles as in arXiv 2403.04932, or ``"original"``, the
-            method's own authors'.
+            method's own authors'; `default_schedule` where None.
         steps, batch_size, learning_rate: replace the schedule's.
 
     Raises:
@@ -62,6 +65,8 @@ class GradientModel(TileModel):
     """
 
     schedules: ClassVar[Mapping[str, Schedule]]
+    default_schedule: ClassVar[str] = "paper"
+    holds_out: ClassVar[bool] = False  # images to `finish` on, where the schedule keeps the last state
     head_int8: ClassVar[HeadInt8] = HeadInt8.QUANTISE
 
     def __init__(
@@ -69,11 +74,12 @@ class GradientModel(TileModel):
         tile_size: Size,
         config: dict[str, Any],
         *,
-        schedule: str = "paper",
+        schedule: str | None = None,
         steps: int | None = None,
         batch_size: int | None = None,
         learning_rate: float | None = None,
     ) -> None:
+        schedule = schedule or self.default_schedule
         if schedule not in self.schedules:
             raise InputError(f"{self.name} has no schedule {schedule!r}; it has {', '.join(self.schedules)}")
         given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
@@ -90,6 +96,14 @@ class GradientModel(TileModel):
     @abstractmethod
     def loss(self, head: nn.Module, inputs: Inputs) -> Tensor:
         """What training lowers, a scalar: a mean over the batch, so that it does not depend on its size."""
+
+    def prepare(self, head: nn.Module, batches: Iterable[Inputs]) -> None:
+        """Set what a head computes from before it is trained, such as the range of the features.
+
+        Args:
+            head: untrained, on `device`; changed in place.
+            batches: of the tiles to train on.
+        """
 
     def finish(self, head: nn.Module, batches: Iterable[Inputs]) -> None:
         """Set what a head computes once trained, such as the range of its maps. Nothing, unless a method needs it.
@@ -136,6 +150,8 @@ class GradientModel(TileModel):
         steps = self.schedule.steps or (self.schedule.epochs or 1) * epoch
         with _seeded(seed, self.device):
             head = self.new_head().to(self.device)
+            with torch.no_grad():
+                self.prepare(head, inputs.batches(training, size))
             optimiser = self.schedule.optimiser(head.parameters(), lr=self.schedule.learning_rate)
             good, best, lowest = _state(head), _state(head), float("inf")
             for step, batch in zip(range(1, steps + 1), _batches(training, size), strict=False):
@@ -145,19 +161,34 @@ class GradientModel(TileModel):
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-                if validation and (step % epoch == 0 or step == steps):
+                if step == int(self.schedule.decay_at * steps) < steps:
+                    _decay(optimiser)
+                if self.schedule.keep_best and (step % epoch == 0 or step == steps):
                     value = self._validate(head.eval(), inputs, validation)
                     _check_finite(value, where, step, good)
                     if value < lowest:
                         best, lowest = _state(head), float(value)
                 progress(step, steps, "training")
-            if validation:
+            if self.schedule.keep_best:
                 head.load_state_dict(best)
             head.eval()
             _check_finite(torch.stack([value.sum() for value in head.parameters()]), where, steps, good)
             with torch.no_grad():
                 self.finish(head, inputs.batches(validation or training, size))
         return head.cpu()
+
+    @torch.no_grad()
+    def adapt(self, head: nn.Module, tiles: TileStream, seed: int) -> nn.Module:
+        """See `TileModel.adapt`: `prepare` and `finish` anew, the trained part as it is."""
+        kind = type(self)
+        if kind.prepare is GradientModel.prepare and kind.finish is GradientModel.finish:
+            return head
+        adapted = copy.deepcopy(head).to(self.device)
+        training, validation = self._split(tiles, seed)
+        inputs, size = HeadInputs(tiles, self.device), self.schedule.batch_size
+        self.prepare(adapted, inputs.batches(training or validation, size))
+        self.finish(adapted, inputs.batches(validation or training, size))
+        return adapted.cpu()
 
     @torch.no_grad()
     def _validate(self, head: nn.Module, inputs: HeadInputs, indices: Sequence[int]) -> Tensor:
@@ -168,7 +199,8 @@ class GradientModel(TileModel):
         return total / len(indices)
 
     def _held_out(self, images: int) -> int:
-        return max(1, round(VALIDATION_FRACTION * images)) if self.schedule.keep_best else 0
+        held = self.schedule.keep_best or self.holds_out
+        return max(1, round(VALIDATION_FRACTION * images)) if held else 0
 
     def _split(self, tiles: TileStream, seed: int) -> tuple[list[int], list[int]]:
         """Numbers of the tiles to train on and to validate on. By image: tiles of one image may overlap."""
@@ -185,6 +217,11 @@ def _batches(numbers: Sequence[int], size: int) -> Iterator[list[int]]:
         order = torch.randperm(len(numbers)).tolist()
         for start in range(0, len(order) - size + 1, size):
             yield [numbers[i] for i in order[start : start + size]]
+
+
+def _decay(optimiser: torch.optim.Optimizer) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] *= 0.1
 
 
 def _state(head: nn.Module) -> dict[str, Tensor]:

@@ -18,9 +18,17 @@ from edge_ad.tiling import Size, gaussian_matrix
 def bilinear_matrix(source: int, target: int, *, align_corners: bool = False) -> NDArray[np.float64]:
     """(target, source) matrix of 1-D linear resizing, as torch's: half-pixel centres, or ends upon ends."""
     if align_corners:
-        centres = np.arange(target) * (source - 1) / max(target - 1, 1)
-    else:
-        centres = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+        return linear_matrix(source, target, first=0, step=(target - 1) / max(source - 1, 1))
+    step = target / source
+    return linear_matrix(source, target, first=(step - 1) / 2, step=step)
+
+
+def linear_matrix(source: int, target: int, *, first: float, step: float) -> NDArray[np.float64]:
+    """(target, source) matrix of 1-D linear interpolation between values that lie ``step`` pixels apart.
+
+    Pixels before the first value, at pixel ``first``, and behind the last repeat those.
+    """
+    centres = np.clip((np.arange(target) - first) / step if step else np.zeros(target), 0, source - 1)
     left = np.minimum(np.floor(centres).astype(int), max(source - 2, 0))
     fraction = centres - left
     matrix = np.zeros((target, source))
@@ -37,15 +45,28 @@ class UpsampleSmooth(nn.Module):
         target: (height, width) of the tile.
         sigma_px: standard deviation of the Gaussian, cut at 4 sigma with mirrored borders as in scipy.ndimage; 0: none.
         align_corners: see `bilinear_matrix`.
+        cells: (first, step) pixels: where the values lie along both axes, see `linear_matrix`; evenly over the tile
+            where None.
     """
 
     left: Tensor
     right: Tensor
 
-    def __init__(self, source: Size, target: Size, sigma_px: float = 4.0, *, align_corners: bool = False) -> None:
+    def __init__(
+        self,
+        source: Size,
+        target: Size,
+        sigma_px: float = 4.0,
+        *,
+        align_corners: bool = False,
+        cells: tuple[float, float] | None = None,
+    ) -> None:
         super().__init__()
         for name, small, large in zip(("left", "right"), source, target, strict=True):
-            matrix = bilinear_matrix(small, large, align_corners=align_corners)
+            if cells:
+                matrix = linear_matrix(small, large, first=cells[0], step=cells[1])
+            else:
+                matrix = bilinear_matrix(small, large, align_corners=align_corners)
             if sigma_px > 0:
                 matrix = gaussian_matrix(large, sigma_px) @ matrix
             self.register_buffer(name, torch.from_numpy(matrix.astype(np.float32)), persistent=False)

@@ -32,8 +32,8 @@ class HeadInt8(StrEnum):
     """What becomes of a head in an int8 bundle, whose extractor is quantised. Found by measurement, per method."""
 
     REFIT = "refit"  # stays in float, fitted anew on the quantised extractor's features: statistics, banks
-    KEEP = "keep"  # stays in float as trained
-    QUANTISE = "quantise"  # as trained, its convolutions in int8; all else in float
+    KEEP = "keep"  # stays in float as trained, but for what `TileModel.adapt` sets
+    QUANTISE = "quantise"  # likewise, its convolutions in int8; all else in float
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,14 @@ class TileModel(ABC):
         A method that chose among its tiles may keep the choice.
         """
         return self.fit(tiles, seed, progress)
+
+    def adapt(self, head: nn.Module, tiles: TileStream, seed: int) -> nn.Module:
+        """A trained ``head`` for other features of its tiles, such as a quantised extractor's: nothing is trained.
+
+        What was measured on the features rather than learnt, such as their range, is measured anew. ``head`` itself
+        where there is nothing of the kind.
+        """
+        return head
 
     @torch.no_grad()
     def extract(self, image: Tensor) -> Sequence[Tensor]:

@@ -91,6 +91,16 @@ def test_ranks_of_constants():
     assert rank_correlation(np.ones(1), np.zeros(1)) == 1
 
 
+def test_rounding_does_not_swap_near_ties():
+    """Two scores change places by a hundred-thousandth of the range, as an engine's sums may have it, or by more."""
+    maps, scale = np.zeros((4, 2, 2), np.float32), Scale(0, 1)
+    for shift, expected in ((1e-5, 1.0), (1e-3, 0.8)):
+        reference = RawOutputs(np.array([0, 0.5, 0.5 + shift / 2, 1], np.float32), maps)
+        exported = RawOutputs(np.array([0, 0.5 + shift / 2, 0.5, 1], np.float32), maps)
+        parity = compare(reference, exported, (scale, scale), execution_precision="f32", device="CPU")
+        assert parity.score_rank_correlation == pytest.approx(expected)
+
+
 PERFECT = Parity("f32", "CPU", 16, 0.0, 0.0, 0.0, 1.0, 0)
 
 

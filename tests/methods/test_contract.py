@@ -20,7 +20,8 @@ import edge_ad
 from edge_ad.bundle.manifest import Format, Precision
 from edge_ad.errors import NonFiniteValuesError, TooFewImagesError
 from edge_ad.exporters.export import ExportOptions, export_run
-from edge_ad.methods import METHODS, create_model
+from edge_ad.methods import METHODS, create_model, method_class, pdn
+from edge_ad.methods.parameters import parameters
 from edge_ad.methods.tile_model import TileModel, TileStream
 from edge_ad.runtime.detector import Detector
 from edge_ad.runtime.session import ExecutionPrecision
@@ -38,6 +39,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "reverse_distillation": {"steps": 24, "batch_size": 4},
     "stfpm": {"steps": 24, "batch_size": 4},
     "reduced_student": {"layers": ("maxpool", "layer1", "layer2"), "steps": 96, "batch_size": 4},
+    "efficient_ad": {"size": "tiny", "steps": 100, "batch_size": 2, "learning_rate": 1e-3},
     "mixed_teacher": {
         "second_backbone": "test_efficientnet",
         "second_layers": ("blocks.2", "blocks.3"),
@@ -45,6 +47,8 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "batch_size": 4,
     },
 }
+
+pdn.SIZES["tiny"] = (pdn.Layer(4, 16, pooled=True), pdn.Layer(4, 32, pooled=True), pdn.Layer(3, 32), pdn.Layer(4, 24))
 
 SETUPS = {
     "sm": tile_setup((64, 48), (64, 48), sharing=Sharing.ALL),
@@ -71,7 +75,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def tiny(method: str) -> TileModel:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        return create_model(method, SETUPS["ens"].tile_size, backbone="resnet18", weights="none", **PARAMETERS[method])
+        known = parameters(method_class(method))
+        common = {key: value for key, value in {"backbone": "resnet18", "weights": "none"}.items() if key in known}
+        return create_model(method, SETUPS["ens"].tile_size, **common, **PARAMETERS[method])
 
 
 def pictures(setup: str) -> Any:

@@ -1,0 +1,77 @@
+"""Ordinary photographs, which show a student what it is not to imitate. No product may be on them.
+
+Source: Batzner, Heckler and König, "EfficientAD", arXiv 2303.14535, section 3.2: one per step, at twice the tile's size
+and cropped from the middle, three in ten of them grey.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edge_ad.errors import EmptyDataError
+from edge_ad.imaging import image_files, read_image, resize
+from edge_ad.tiling import Size
+
+GREY_SHARE = 0.3
+
+
+class Photographs:
+    """The images of a folder, read when they are drawn.
+
+    Args:
+        folder: PNG, JPEG, BMP or TIFF files; those of its sub-folders too where it has none of its own.
+        tile_size: (h, w) pixels of what is drawn.
+
+    Raises:
+        DataNotFoundError: no such folder.
+        EmptyDataError: no images in it.
+    """
+
+    def __init__(self, folder: Path, tile_size: Size) -> None:
+        files = image_files(folder)
+        if not files:
+            inner = sorted(path for path in folder.iterdir() if path.is_dir())
+            files = [file for path in inner for file in image_files(path)]
+        if not files:
+            raise EmptyDataError(f"no images in {folder}; name a folder of ordinary photographs")
+        self.files = files
+        self.tile_size = tile_size
+
+    def draw(self, count: int) -> Tensor:
+        """``count`` of them, uint8 (n, h, w, 3) RGB, by torch's global generator.
+
+        Raises:
+            UnreadableImageError: one is damaged.
+        """
+        chosen = torch.randint(len(self.files), (count,)).tolist()
+        grey = (torch.rand(count) < GREY_SHARE).tolist()
+        return torch.from_numpy(np.stack([self._cut(self.files[i], g) for i, g in zip(chosen, grey, strict=True)]))
+
+    def _cut(self, file: Path, grey: bool) -> np.ndarray:
+        height, width = self.tile_size
+        image = resize(read_image(file), (2 * height, 2 * width))
+        middle = image[height // 2 : height // 2 + height, width // 2 : width // 2 + width]
+        if grey:
+            middle = np.repeat(luminance(torch.from_numpy(middle)).round().byte().numpy(), 3, axis=2)
+        return np.ascontiguousarray(middle)
+
+
+def luminance(image: Tensor) -> Tensor:
+    """Grey values float32 (..., 1) in [0, 255] of ``image`` (..., 3) RGB, ITU-R BT.601."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=image.device)
+    return (image.float() * weights).sum(-1, keepdim=True)
+
+
+def jitter(image: Tensor, low: float = 0.8, high: float = 1.2) -> Tensor:
+    """A copy of ``image`` uint8 (N, h, w, 3), each with its brightness, contrast or saturation times U(low, high)."""
+    shape = (len(image), 1, 1, 1)
+    factor = torch.empty(shape, device=image.device).uniform_(low, high)
+    kind = torch.randint(3, shape, device=image.device)
+    grey = luminance(image)
+    mean = grey.mean((1, 2, 3), keepdim=True)
+    pale = torch.where(kind == 0, torch.zeros_like(grey), torch.where(kind == 1, mean.expand_as(grey), grey))
+    return (pale + (image.float() - pale) * factor).round().clamp(0, 255).byte()
