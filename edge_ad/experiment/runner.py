@@ -21,7 +21,7 @@ from edge_ad.methods import method_class
 from edge_ad.methods.parameters import check_parameters
 from edge_ad.progress import Progress, no_progress
 
-_FIXED = ("backbone", "layers", "weights", "seed")  # by other keys of the configuration
+_FIXED = ("backbone", "layers", "weights", "seed")  # by other keys of the configuration, if the method has a backbone
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,8 @@ def _collect(job: Job, folder: Path, threads: int, keep: bool) -> list[Record]:
 
 def _check_parameters(config: Config) -> None:
     for method, given in config.parameters.items():
-        check_parameters(method_class(method), given)
-        if fixed := [key for key in given if key in _FIXED]:
+        known = check_parameters(method_class(method), given)
+        if fixed := [key for key in given if key in _FIXED and "backbone" in known]:
             raise ConfigError(f"parameters.{method}: {fixed[0]} belongs to backbones or seeds")
 
 

@@ -19,26 +19,31 @@ from edge_ad.tiling import Size
 GREY_SHARE = 0.3
 
 
-class Photographs:
-    """The images of a folder, read when they are drawn.
-
-    Args:
-        folder: PNG, JPEG, BMP or TIFF files; those of its sub-folders too where it has none of its own.
-        tile_size: (h, w) pixels of what is drawn.
+def photograph_files(folder: Path) -> list[Path]:
+    """The image files of a folder, or those of its sub-folders where it has none of its own.
 
     Raises:
         DataNotFoundError: no such folder.
         EmptyDataError: no images in it.
     """
+    if files := image_files(folder):
+        return files
+    inner = sorted(path for path in folder.iterdir() if path.is_dir())
+    if files := [file for path in inner for file in image_files(path)]:
+        return files
+    raise EmptyDataError(f"no images in {folder}; name a folder of ordinary photographs")
+
+
+class Photographs:
+    """The images of a folder, read when they are drawn.
+
+    Args:
+        folder, errors: see `photograph_files`.
+        tile_size: (h, w) pixels of what is drawn.
+    """
 
     def __init__(self, folder: Path, tile_size: Size) -> None:
-        files = image_files(folder)
-        if not files:
-            inner = sorted(path for path in folder.iterdir() if path.is_dir())
-            files = [file for path in inner for file in image_files(path)]
-        if not files:
-            raise EmptyDataError(f"no images in {folder}; name a folder of ordinary photographs")
-        self.files = files
+        self.files = photograph_files(folder)
         self.tile_size = tile_size
 
     def draw(self, count: int) -> Tensor:

@@ -89,9 +89,9 @@ class RunFolder:
         path = Path(path)
         if (path / "run.json").exists():
             run = cls.open(path)
-            if differences := _differences(to_plain(run.settings), to_plain(settings)):
+            if found := differences(to_plain(run.settings), to_plain(settings)):
                 raise RunMismatchError(
-                    f"{path} was made with other settings ({'; '.join(differences)}); "
+                    f"{path} was made with other settings ({'; '.join(found)}); "
                     "choose another -o, or repeat the settings to continue it"
                 )
             run._take_up(model)
@@ -191,13 +191,13 @@ class RunFolder:
         fill(model.extractor, stored, str(path))
 
 
-def save_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors, atomically. Raises `OutputWriteError`."""
+def save_tensors(path: Path, state: Mapping[str, Tensor], remarks: Mapping[str, str] | None = None) -> None:
+    """Write tensors, and remarks on them, as safetensors, atomically. Raises `OutputWriteError`."""
     contiguous = {key: value.contiguous() for key, value in state.items()}
 
     def write(temporary: Path) -> None:
         try:
-            save_file(contiguous, temporary)
+            save_file(contiguous, temporary, dict(remarks) if remarks else None)
         except SafetensorError as error:  # safetensors wraps a full disk in its own error
             raise OSError(str(error)) from error
 
@@ -227,10 +227,11 @@ def _read_json(path: Path, remedy: str) -> Any:
         raise IncompleteRunError(f"{path} is damaged: {error}; {remedy}") from error
 
 
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """What differs between two settings as JSON has them, a text each."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]
-        return [text for key in keys for text in _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))]
+        return [text for key in keys for text in differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))]
     if old == new:
         return []
     if isinstance(old, list) and len(str(old)) > 100:
