@@ -19,6 +19,7 @@ METHODS = {  # name: (module, class)
     "reverse_distillation": ("edge_ad.methods.reverse_distillation", "ReverseDistillation"),
     "stfpm": ("edge_ad.methods.stfpm", "Stfpm"),
     "reduced_student": ("edge_ad.methods.reduced_student", "ReducedStudent"),
+    "ast": ("edge_ad.methods.ast", "Ast"),
     "efficient_ad": ("edge_ad.methods.efficient_ad", "EfficientAd"),
     "mixed_teacher": ("edge_ad.methods.mixed_teacher", "MixedTeacher"),
 }

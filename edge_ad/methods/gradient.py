@@ -51,6 +51,21 @@ class Schedule:
     decay_at: float = 1.0
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of a head that is trained while the rest stays as it is.
+
+    Args:
+        what: for progress.
+        module: whose parameters move.
+        loss: of the head, see `GradientModel.loss`.
+    """
+
+    what: str
+    module: nn.Module
+    loss: Callable[[nn.Module, Inputs], Tensor]
+
+
 class GradientModel(TileModel):
     """A method with a trained head. Subclasses set `schedules` and write `new_head` and `loss`.
 
@@ -96,6 +111,10 @@ class GradientModel(TileModel):
     @abstractmethod
     def loss(self, head: nn.Module, inputs: Inputs) -> Tensor:
         """What training lowers, a scalar: a mean over the batch, so that it does not depend on its size."""
+
+    def stages(self, head: nn.Module) -> Sequence[Stage]:
+        """What is trained after what, each by the whole schedule: one stage, unless a method needs several."""
+        return [Stage("training", head, self.loss)]
 
     def prepare(self, head: nn.Module, batches: Iterable[Inputs]) -> None:
         """Set what a head computes from before it is trained, such as the range of the features.
@@ -143,39 +162,51 @@ class GradientModel(TileModel):
             DivergedError: the loss became NaN or infinite.
         """
         self.check_counts(len(tiles.images), len(tiles))
-        size, where = self.schedule.batch_size, tiles.locations[0].name
+        size = self.schedule.batch_size
         training, validation = self._split(tiles, seed)
         inputs = HeadInputs(tiles, self.device)
-        epoch = len(training) // size
-        steps = self.schedule.steps or (self.schedule.epochs or 1) * epoch
         with _seeded(seed, self.device):
             head = self.new_head().to(self.device)
             with torch.no_grad():
                 self.prepare(head, inputs.batches(training, size))
-            optimiser = self.schedule.optimiser(head.parameters(), lr=self.schedule.learning_rate)
-            good, best, lowest = _state(head), _state(head), float("inf")
-            for step, batch in zip(range(1, steps + 1), _batches(training, size), strict=False):
-                loss = self.loss(head.train(), inputs[batch])
-                _check_finite(loss, where, step, good)
-                good = _state(head)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                if step == int(self.schedule.decay_at * steps) < steps:
-                    _decay(optimiser)
-                if self.schedule.keep_best and (step % epoch == 0 or step == steps):
-                    value = self._validate(head.eval(), inputs, validation)
-                    _check_finite(value, where, step, good)
-                    if value < lowest:
-                        best, lowest = _state(head), float(value)
-                progress(step, steps, "training")
-            if self.schedule.keep_best:
-                head.load_state_dict(best)
-            head.eval()
-            _check_finite(torch.stack([value.sum() for value in head.parameters()]), where, steps, good)
+            for stage in self.stages(head):
+                self._train(stage, head, inputs, training, validation, progress)
             with torch.no_grad():
-                self.finish(head, inputs.batches(validation or training, size))
+                self.finish(head.eval(), inputs.batches(validation or training, size))
         return head.cpu()
+
+    def _train(
+        self,
+        stage: Stage,
+        head: nn.Module,
+        inputs: HeadInputs,
+        training: Sequence[int],
+        validation: Sequence[int],
+        progress: Progress,
+    ) -> None:
+        schedule, where = self.schedule, inputs.tiles.locations[0].name
+        size, epoch = schedule.batch_size, len(training) // schedule.batch_size
+        steps = schedule.steps or (schedule.epochs or 1) * epoch
+        optimiser = schedule.optimiser(stage.module.parameters(), lr=schedule.learning_rate)
+        good, best, lowest = _state(head), _state(head), float("inf")
+        for step, batch in zip(range(1, steps + 1), _batches(training, size), strict=False):
+            loss = stage.loss(head.train(), inputs[batch])
+            _check_finite(loss, where, step, good)
+            good = _state(head)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            if step == int(schedule.decay_at * steps) < steps:
+                _decay(optimiser)
+            if schedule.keep_best and (step % epoch == 0 or step == steps):
+                value = self._validate(stage, head.eval(), inputs, validation)
+                _check_finite(value, where, step, good)
+                if value < lowest:
+                    best, lowest = _state(head), float(value)
+            progress(step, steps, stage.what)
+        if schedule.keep_best:
+            head.load_state_dict(best)
+        _check_finite(torch.stack([value.sum() for value in stage.module.parameters()]), where, steps, good)
 
     @torch.no_grad()
     def adapt(self, head: nn.Module, tiles: TileStream, seed: int) -> nn.Module:
@@ -191,11 +222,11 @@ class GradientModel(TileModel):
         return adapted.cpu()
 
     @torch.no_grad()
-    def _validate(self, head: nn.Module, inputs: HeadInputs, indices: Sequence[int]) -> Tensor:
+    def _validate(self, stage: Stage, head: nn.Module, inputs: HeadInputs, indices: Sequence[int]) -> Tensor:
         """Mean loss over the tiles."""
         total = torch.zeros((), device=self.device)
         for batch in inputs.batches(indices, self.schedule.batch_size):
-            total += self.loss(head, batch) * len(batch[0])
+            total += stage.loss(head, batch) * len(batch[0])
         return total / len(indices)
 
     def _held_out(self, images: int) -> int:
