@@ -213,7 +213,8 @@ class MapMerger:
         self.grid = grid
         self._total = np.zeros((*batch_shape, *grid.padded_size), np.float32)
         self._inside = self._total[..., : grid.image_size[0], : grid.image_size[1]]
-        self._weight = _reciprocal_coverage(grid)
+        weight = _reciprocal_coverage(grid)
+        self._weight = weight if (weight != 1).any() else None  # None: nothing overlaps
         self._touched = np.zeros(len(grid), bool)
 
     def add(self, location: Location, tile_map: NDArray[Any]) -> None:
@@ -225,7 +226,7 @@ class MapMerger:
         self._touched[location.row * self.grid.cols + location.col] = True
 
     def result(self) -> NDArray[np.float32]:
-        """The averaged map (..., H, W), float32: a view that the next image overwrites.
+        """The averaged map (..., H, W), float32, a new array.
 
         Raises:
             GeometryError: a tile is missing.
@@ -234,8 +235,7 @@ class MapMerger:
             missing = [self.grid.locations[i].name for i in np.flatnonzero(~self._touched)]
             raise GeometryError(f"no map was added for tile {', '.join(missing)}")
         self._touched[:] = False
-        np.multiply(self._inside, self._weight, out=self._inside)
-        return self._inside
+        return self._inside.copy() if self._weight is None else self._inside * self._weight
 
 
 def gaussian_radius(sigma_px: float) -> int:

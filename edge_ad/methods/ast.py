@@ -167,7 +167,8 @@ class AstHead(nn.Module):
         """z_T - z_S (N, C, h', w')."""
         values, encoding = self.placed(features)
         z, _ = self.teacher(values, encoding)
-        return z - self.student(values, encoding)
+        difference: Tensor = z - self.student(values, encoding)
+        return difference
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(anomaly_map (N, 1, h, w), pred_score (N,)) float32."""
@@ -235,7 +236,8 @@ class Ast(GradientModel):
         """Of the teacher: negative log-likelihood per position, less a constant."""
         assert isinstance(head, AstHead)
         z, determinant = head.teacher(*head.placed(inputs[0]))
-        return (0.5 * (z * z).sum(1) - determinant).mean()
+        loss: Tensor = (0.5 * (z * z).sum(1) - determinant).mean()
+        return loss
 
     def loss(self, head: nn.Module, inputs: Inputs) -> Tensor:
         """Of the student: mean squared difference."""
@@ -243,4 +245,5 @@ class Ast(GradientModel):
         values, encoding = head.placed(inputs[0])
         with torch.no_grad():
             z, _ = head.teacher(values, encoding)
-        return (z - head.student(values, encoding)).square().mean()
+        loss: Tensor = (z - head.student(values, encoding)).square().mean()
+        return loss

@@ -273,9 +273,9 @@ class Detector:
             watch.lap("seams")
             reduce = np.mean if self.manifest.merge.score is ScoreMerge.MEAN else np.max
             scores = reduce(scaled_scores[:count], axis=1)
-            maps, tile_scores = merged.copy(), self._tile_scores[:count].copy()
+            tile_scores = self._tile_scores[:count].copy()
             watch.lap("post")
-            return RawResult(scores, maps, tile_scores, watch.stop())
+            return RawResult(scores, merged, tile_scores, watch.stop())
 
     def _run_tiles(
         self, images: NDArray[np.uint8], watch: Stopwatch
