@@ -20,6 +20,7 @@ METHODS = {  # name: (module, class)
     "stfpm": ("edge_ad.methods.stfpm", "Stfpm"),
     "reduced_student": ("edge_ad.methods.reduced_student", "ReducedStudent"),
     "ast": ("edge_ad.methods.ast", "Ast"),
+    "cfa": ("edge_ad.methods.cfa", "Cfa"),
     "efficient_ad": ("edge_ad.methods.efficient_ad", "EfficientAd"),
     "mixed_teacher": ("edge_ad.methods.mixed_teacher", "MixedTeacher"),
 }

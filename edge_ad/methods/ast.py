@@ -161,7 +161,7 @@ class AstHead(nn.Module):
 
     def placed(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """``features`` (N, C, h', w'), and the encoding for each of them."""
-        return features, self.encoding.expand(len(features), -1, -1, -1)
+        return features, self.encoding.expand(features.shape[0], -1, -1, -1)  # len() would fix the batch
 
     def difference(self, features: Tensor) -> Tensor:
         """z_T - z_S (N, C, h', w')."""
