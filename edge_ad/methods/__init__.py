@@ -22,6 +22,7 @@ METHODS = {  # name: (module, class)
     "ast": ("edge_ad.methods.ast", "Ast"),
     "cfa": ("edge_ad.methods.cfa", "Cfa"),
     "efficient_ad": ("edge_ad.methods.efficient_ad", "EfficientAd"),
+    "efficient_ad_ast": ("edge_ad.methods.efficient_ad_ast", "EfficientAdAst"),
     "mixed_teacher": ("edge_ad.methods.mixed_teacher", "MixedTeacher"),
 }
 

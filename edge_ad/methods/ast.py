@@ -130,38 +130,45 @@ class StudentBlock(nn.Module):
 
 
 class ConvStudent(nn.Module):
-    """Features and where they lie to the teacher's z."""
+    """Features and where they lie to the teacher's z; or to more channels, ``out``."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, out: int | None = None) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(channels + ENCODING_CHANNELS, width, 3, padding=1),
             nn.LeakyReLU(),
             *(StudentBlock(width) for _ in range(STUDENT_BLOCKS)),
-            nn.Conv2d(width, channels, 3, padding=1),
+            nn.Conv2d(width, out or channels, 3, padding=1),
         )
 
     def forward(self, values: Tensor, encoding: Tensor) -> Tensor:
-        """(N, C, h', w') to the same."""
+        """(N, C, h', w') to (N, out, h', w')."""
         imitated: Tensor = self.layers(torch.cat([values, encoding], dim=1))
         return imitated
 
 
-class AstHead(nn.Module):
-    """Teacher, student and how far apart they are."""
+class FlowHead(nn.Module):
+    """A head with a flow teacher that knows where features lie."""
 
     encoding: Tensor
 
-    def __init__(self, channels: int, size: Size, tile_size: Size, teacher_width: int, student_width: int) -> None:
+    def __init__(self, channels: int, size: Size, tile_size: Size, teacher_width: int) -> None:
         super().__init__()
         self.register_buffer("encoding", positional_encoding(size), persistent=False)
         self.teacher = FlowTeacher(channels, teacher_width)
-        self.student = ConvStudent(channels, student_width)
         self.upsample = UpsampleSmooth(size, tile_size, sigma_px=0)
 
     def placed(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """``features`` (N, C, h', w'), and the encoding for each of them."""
         return features, self.encoding.expand(features.shape[0], -1, -1, -1)  # len() would fix the batch
+
+
+class AstHead(FlowHead):
+    """Teacher, student and how far apart they are."""
+
+    def __init__(self, channels: int, size: Size, tile_size: Size, teacher_width: int, student_width: int) -> None:
+        super().__init__(channels, size, tile_size, teacher_width)
+        self.student = ConvStudent(channels, student_width)
 
     def difference(self, features: Tensor) -> Tensor:
         """z_T - z_S (N, C, h', w')."""
@@ -177,13 +184,57 @@ class AstHead(nn.Module):
         return anomaly_map, anomaly_map.amax((1, 2, 3))
 
 
-class Ast(GradientModel):
-    """AST on any timm backbone.
+class AstModel(GradientModel):
+    """A method with a flow teacher on one layer of any timm backbone.
 
     Args:
         tile_size: (h, w) pixels.
         backbone, layers, weights: see `Backbone`; one layer, of stride 16 where none is named.
         teacher_width, student_width: channels inside the flow's couplings and inside the student.
+        config: what else the method is configured by.
+        training: see `GradientModel`.
+
+    Raises:
+        BackboneError: several layers are named.
+    """
+
+    def __init__(
+        self,
+        tile_size: Size,
+        backbone: str,
+        layers: tuple[str, ...],
+        weights: str,
+        teacher_width: int,
+        student_width: int,
+        config: dict[str, Any],
+        **training: Any,
+    ) -> None:
+        network = Backbone(backbone, layers, weights, REDUCTIONS)
+        if len(network.features) != 1:
+            tapped = ", ".join(spec.layer for spec in network.features)
+            raise BackboneError(f"{self.name} taps one layer, but got {tapped}")
+        (self.size,) = network.map_sizes(tile_size)
+        widths = {"teacher_width": teacher_width, "student_width": student_width}
+        super().__init__(tile_size, network.config | widths | config, **training)
+        self.teacher_width, self.student_width = teacher_width, student_width
+        self.channels = network.features[0].channels
+        self.extractor = network
+        self.weights_source = network.source
+        self.feature_names = network.feature_names
+
+    def likelihood_loss(self, head: nn.Module, inputs: Inputs) -> Tensor:
+        """Of the teacher: negative log-likelihood per position, less a constant."""
+        assert isinstance(head, FlowHead)
+        z, determinant = head.teacher(*head.placed(inputs[0]))
+        loss: Tensor = (0.5 * (z * z).sum(1) - determinant).mean()
+        return loss
+
+
+class Ast(AstModel):
+    """AST on any timm backbone.
+
+    Args:
+        tile_size, backbone, layers, weights, teacher_width, student_width: see `AstModel`.
         training: see `GradientModel`; teacher and student are trained by the whole schedule each.
 
     Raises:
@@ -208,17 +259,7 @@ class Ast(GradientModel):
         student_width: int = STUDENT_WIDTH,
         **training: Any,
     ) -> None:
-        network = Backbone(backbone, layers, weights, REDUCTIONS)
-        if len(network.features) != 1:
-            raise BackboneError(f"ast taps one layer, but got {', '.join(spec.layer for spec in network.features)}")
-        (self.size,) = network.map_sizes(tile_size)
-        config = network.config | {"teacher_width": teacher_width, "student_width": student_width}
-        super().__init__(tile_size, config, **training)
-        self.teacher_width, self.student_width = teacher_width, student_width
-        self.channels = network.features[0].channels
-        self.extractor = network
-        self.weights_source = network.source
-        self.feature_names = network.feature_names
+        super().__init__(tile_size, backbone, layers, weights, teacher_width, student_width, {}, **training)
 
     def new_head(self) -> AstHead:
         """See `GradientModel.new_head`. The order of channels is random too, and part of the head's state."""
@@ -231,13 +272,6 @@ class Ast(GradientModel):
             Stage("training teacher", head.teacher, self.likelihood_loss),
             Stage("training student", head.student, self.loss),
         ]
-
-    def likelihood_loss(self, head: nn.Module, inputs: Inputs) -> Tensor:
-        """Of the teacher: negative log-likelihood per position, less a constant."""
-        assert isinstance(head, AstHead)
-        z, determinant = head.teacher(*head.placed(inputs[0]))
-        loss: Tensor = (0.5 * (z * z).sum(1) - determinant).mean()
-        return loss
 
     def loss(self, head: nn.Module, inputs: Inputs) -> Tensor:
         """Of the student: mean squared difference."""

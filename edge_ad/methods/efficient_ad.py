@@ -27,6 +27,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -236,15 +237,14 @@ class EfficientAd(GradientModel):
     def finish(self, head: nn.Module, batches: Iterable[Inputs]) -> None:
         """Fit ``low`` and ``gain`` to the quantiles of either map over all its values."""
         assert isinstance(head, EfficientAdHead)
-        values = torch.cat([head.distances(image, description).cpu() for image, description in batches])
-        for index in range(2):
-            # numpy's: torch refuses more than 2^24 values
-            low, high = torch.from_numpy(_quantiles(values[:, index]))
-            head.low[0, index] = low
-            head.gain[0, index] = AT_UPPER_QUANTILE / (high - low).clamp(min=SMALLEST_EXTENT)
+        low, gain = quantile_scale(torch.cat([head.distances(image, described).cpu() for image, described in batches]))
+        head.low.copy_(low)
+        head.gain.copy_(gain)
 
 
-def _quantiles(values: Tensor) -> Any:
-    import numpy as np
-
-    return np.quantile(values.numpy(), QUANTILES).astype(np.float32)
+def quantile_scale(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """``low`` and ``gain`` (1, K, 1, 1) that bring the `QUANTILES` of maps (N, K, h', w') to 0 and 0.1."""
+    # numpy's quantiles: torch refuses more than 2^24 values
+    low, high = torch.from_numpy(np.quantile(maps.numpy(), QUANTILES, axis=(0, 2, 3)).astype(np.float32))
+    gain = AT_UPPER_QUANTILE / (high - low).clamp(min=SMALLEST_EXTENT)
+    return low.view(1, -1, 1, 1), gain.view(1, -1, 1, 1)

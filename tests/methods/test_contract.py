@@ -42,6 +42,14 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "ast": {"teacher_width": 16, "student_width": 32, "steps": 60, "batch_size": 4, "learning_rate": 2e-3},
     "cfa": {"dimensions": 24, "centres": 48, "steps": 24, "batch_size": 4},
     "efficient_ad": {"size": "tiny", "steps": 100, "batch_size": 2, "learning_rate": 1e-3},
+    "efficient_ad_ast": {
+        "teacher_width": 16,
+        "student_width": 32,
+        "steps": 60,
+        "batch_size": 4,
+        "learning_rate": 2e-3,
+        "scaled_maps": True,
+    },
     "mixed_teacher": {
         "second_backbone": "test_efficientnet",
         "second_layers": ("blocks.2", "blocks.3"),
