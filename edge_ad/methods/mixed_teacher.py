@@ -155,7 +155,7 @@ class MixedTeacher(GradientModel):
         second_weights: of the second teacher; None for ``"none"`` where ``weights`` is that, and ``"auto"`` elsewhere.
         alpha: weight of the second student's loss.
         extent_of_tile: combine the maps by eq. 11 as printed; tiles can then not be compared.
-        mean_score: score a tile by the mean of its map, as eq. 12, rather than by its maximum.
+        mean_score: score a tile by the mean of its map, as eq. 12, else by its maximum.
         training: see `GradientModel`.
 
     Raises:
@@ -182,7 +182,7 @@ class MixedTeacher(GradientModel):
         second_weights: str | None = None,
         alpha: float = 0.1,
         extent_of_tile: bool = False,
-        mean_score: bool = False,
+        mean_score: bool = True,
         **training: Any,
     ) -> None:
         if not alpha > 0:

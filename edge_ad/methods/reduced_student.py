@@ -2,8 +2,9 @@
 
 Source: Thomine et al., "MixedTeacher", arXiv 2306.09859, section 3; authors' code SimonThomine/MixedTeacher. Loss: per
 layer the mean over positions of |t - s|^2 / 2, features of unit length, summed over layers (eq. 2 to 4). Map: these
-distances upsampled, summed over layers (eq. 10), not smoothed. Score: its maximum, as in the authors' code. The paper's
-is its sum (eq. 12), which small defects in a tile do not move: ``-p mean_score=true``, the sum over the tile's area.
+distances upsampled, summed over layers (eq. 10), not smoothed. Score: its sum (eq. 12), over the tile's area. The
+authors' code takes the maximum, ``-p mean_score=false``: it belongs to whatever a shallow student never learns, such as
+sharp edges, on normal tiles as on others (`docs/results.md`).
 
 Where the paper can be read in two ways:
 
@@ -161,7 +162,7 @@ class ReducedStudent(GradientModel):
         tile_size: (h, w) pixels.
         backbone, layers, weights: of the teacher, see `Backbone`. Where no layers are named: what enters the first
             block, and the layers of stride 4, 8 and 16.
-        mean_score: score a tile by the mean of its map rather than by its maximum.
+        mean_score: score a tile by the mean of its map, else by its maximum.
         training: see `GradientModel`.
     """
 
@@ -180,7 +181,7 @@ class ReducedStudent(GradientModel):
         backbone: str = DEFAULT_BACKBONE,
         layers: tuple[str, ...] = (),
         weights: str = "auto",
-        mean_score: bool = False,
+        mean_score: bool = True,
         **training: Any,
     ) -> None:
         network = Backbone(backbone, layers, weights, before_blocks=True)
