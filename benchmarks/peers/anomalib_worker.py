@@ -2,7 +2,7 @@
 
     python anomalib_worker.py METHOD WEIGHTS.safetensors IN.npz OUT.npz --steps 200 --batch-size 32 --seed 0
 
-IN.npz holds ``train`` and ``test``, uint8 (N, h, w, 3) RGB. OUT.npz gets raw ``scores`` (N,), raw ``maps`` (N, h, w)
+IN.npz holds ``train`` and ``test``, uint8 (N, h, w, 3) RGB, and for PaDiM the ``channels`` that ours drew. OUT.npz gets raw ``scores`` (N,), raw ``maps`` (N, h, w)
 and ``training_s``. The models, losses and optimisers are anomalib's; loading images, which would resize them its own
 way, is not, so that both sides see the same pixels. Nothing of edge-ad is imported here.
 """
@@ -108,9 +108,11 @@ def main() -> None:
     torch.manual_seed(given.seed)
     pixels = np.load(given.source)
     module = build(given.method, pixels["train"].shape[1:3])
+    if "channels" in pixels:  # the random choice is no part of the comparison
+        module.model.idx = torch.from_numpy(pixels["channels"])
 
     def prepared(images):
-        as_floats = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        as_floats = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 255
         return torch.cat([module.pre_processor.transform(part) for part in as_floats.split(BATCH)])
 
     start = time.perf_counter()

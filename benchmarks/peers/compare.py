@@ -5,8 +5,8 @@
     .venv/bin/python benchmarks/peers/compare.py --peer-python peer/bin/python \\
         --weights "$EDGE_AD_DATA/weights/resnet18_imagenet_convs.safetensors" --data "$EDGE_AD_DATA/bsdata" ...
 
-Both sides are trained on the images that ours fits on, decoded and resized by ours; the methods' own choices (PaDiM's
-random channels, STFPM's validation images, schedules but for the steps) are left to each. Results go to a file of JSON
+Both sides are trained on the images that ours fits on, decoded and resized by ours, and PaDiM on the same channels; the
+methods' own choices (STFPM's validation images, schedules but for the steps) are left to each. Results go to a file of JSON
 lines as they come: run the same command again to continue.
 """
 
@@ -34,6 +34,7 @@ from edge_ad.data.layouts import Dataset, read_dataset
 from edge_ad.evaluation.evaluate import Predictor, evaluate
 from edge_ad.methods import create_model
 from edge_ad.methods.gradient import GradientModel
+from edge_ad.methods.padim import Padim
 from edge_ad.runtime.detector import RawResult
 from edge_ad.setups import SETUPS
 from edge_ad.tiling import Size
@@ -114,7 +115,8 @@ def theirs(method: str, seed: int, data: Data, options: Options) -> Figures:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "sitecustomize.py").write_text(SITE, encoding="utf-8")
-        np.savez(folder / "in.npz", train=data.images.fit, test=data.test)
+        channels = {"channels": _padim_channels(seed, options)} if method == "padim" else {}
+        np.savez(folder / "in.npz", train=data.images.fit, test=data.test, **channels)
         command = [options.peer_python, WORKER, method, options.weights, folder / "in.npz", folder / "out.npz"]
         numbers = {"--steps": options.steps, "--batch-size": options.batch_size, "--seed": seed}
         subprocess.run(
@@ -126,6 +128,13 @@ def theirs(method: str, seed: int, data: Data, options: Options) -> Figures:
         found = np.load(folder / "out.npz")
         given = Given(found["scores"].astype(np.float32), found["maps"].astype(np.float32))
         return _figures(given, data, float(found["training_s"]), batch_size=len(data.test))
+
+
+def _padim_channels(seed: int, options: Options) -> NDArray[np.int64]:
+    """The channels that our PaDiM draws, numbered through its layers."""
+    model = create_model("padim", SETUP.tile_size, backbone="resnet18", weights=str(options.weights), seed=seed)
+    assert isinstance(model, Padim)
+    return model.channels.numpy()
 
 
 def _figures(predictor: Predictor, data: Data, training_s: float, *, batch_size: int) -> Figures:

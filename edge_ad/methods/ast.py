@@ -11,8 +11,6 @@ gigabyte per tile. Here a tile has 16 x 16 positions of stride 16 and smaller ne
 ``--backbone efficientnet_b5 --layers blocks.5 -p teacher_width=1024 -p student_width=1024``. Maps are upsampled
 bilinearly where the code's are bicubically.
 
-Shifts are subtracted, for the reason given in `edge_ad.methods.fastflow`.
-
 Symbols: N batch, C channels, h' x w' positions.
 """
 
@@ -29,6 +27,7 @@ from edge_ad.errors import BackboneError
 from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule, Stage
 from edge_ad.methods.smoothing import UpsampleSmooth
+from edge_ad.methods.tile_model import HeadInt8
 from edge_ad.tiling import Size
 
 REDUCTIONS = (16,)
@@ -91,9 +90,9 @@ class Coupling(nn.Module):
         values = values.index_select(1, self.order)
         first, second = values[:, : self.first], values[:, self.first :]
         scale, shift = self.by_second(second, encoding)
-        first = first * scale.exp() - shift
+        first = first * scale.exp() + shift
         other_scale, shift = self.by_first(first, encoding)
-        second = second * other_scale.exp() - shift
+        second = second * other_scale.exp() + shift
         return torch.cat([first, second], dim=1), scale.sum(1) + other_scale.sum(1)
 
 
@@ -197,6 +196,10 @@ class AstModel(GradientModel):
     Raises:
         BackboneError: several layers are named.
     """
+
+    # In int8 a flow's map moved by half its range on real images; bf16 ranks them as float32 does
+    head_int8: ClassVar[HeadInt8] = HeadInt8.KEEP
+    head_keeps_f32: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -101,6 +101,9 @@ class Padim(TileModel):
         dimensions: channels kept, d; all of them where there are fewer.
         rank: leading eigenvectors kept per position, r; fewer where the tiles span fewer.
         seed: of the channel choice, which is part of the model.
+
+    Attributes:
+        channels: int64 (d,), those kept, numbered through the tapped layers.
     """
 
     name: ClassVar[str] = "padim"
@@ -135,7 +138,8 @@ class Padim(TileModel):
         self.dimensions = min(dimensions, total)
         order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
         self.weights_source = network.source
-        self.extractor = PadimExtractor(network, order[: self.dimensions].sort().values).eval()
+        self.channels = order[: self.dimensions].sort().values
+        self.extractor = PadimExtractor(network, self.channels).eval()
         self.positions = network.map_sizes(tile_size)[0]
 
     def head_from_state(self, state: Mapping[str, Tensor]) -> PadimHead:

@@ -71,9 +71,9 @@ def test_a_coupling_can_be_undone():
     z, _ = coupling(x, encoding)
     first, second = z[:, :3], z[:, 3:]
     scale, shift = coupling.by_first(first, encoding)
-    second = (second + shift) * (-scale).exp()
+    second = (second - shift) * (-scale).exp()
     scale, shift = coupling.by_second(second, encoding)
-    first = (first + shift) * (-scale).exp()
+    first = (first - shift) * (-scale).exp()
     back = torch.cat([first, second], 1)[:, coupling.order.argsort()]
     np.testing.assert_allclose(back.numpy(), x.numpy(), atol=1e-9)
     assert scale.abs().max() <= CLAMP
