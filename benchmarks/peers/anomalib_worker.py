@@ -2,9 +2,10 @@
 
     python anomalib_worker.py METHOD WEIGHTS.safetensors IN.npz OUT.npz --steps 200 --batch-size 32 --seed 0
 
-IN.npz holds ``train`` and ``test``, uint8 (N, h, w, 3) RGB, and for PaDiM the ``channels`` that ours drew. OUT.npz gets raw ``scores`` (N,), raw ``maps`` (N, h, w)
-and ``training_s``. The models, losses and optimisers are anomalib's; loading images, which would resize them its own
-way, is not, so that both sides see the same pixels. Nothing of edge-ad is imported here.
+IN.npz holds ``train`` and ``test``, uint8 (N, h, w, 3) RGB, and for PaDiM the ``channels`` that ours drew. OUT.npz gets
+raw ``scores`` (N,), raw ``maps`` (N, h, w) and ``training_s``. Models, losses and optimisers are anomalib's; loading
+images, which would resize them its own way, is not, so that both sides see the same pixels. Nothing of edge-ad is
+imported here.
 """
 
 import argparse

@@ -6,8 +6,8 @@
         --weights "$EDGE_AD_DATA/weights/resnet18_imagenet_convs.safetensors" --data "$EDGE_AD_DATA/bsdata" ...
 
 Both sides are trained on the images that ours fits on, decoded and resized by ours, and PaDiM on the same channels; the
-methods' own choices (STFPM's validation images, schedules but for the steps) are left to each. Results go to a file of JSON
-lines as they come: run the same command again to continue.
+methods' own choices (STFPM's validation images, schedules but for the steps) are left to each. Results go to a file of
+JSON lines as they come: run the same command again to continue.
 """
 
 from __future__ import annotations
