@@ -155,3 +155,25 @@ def test_a_bad_input_is_one_line_and_leaves_nothing(run, plates: Path, tmp_path:
     assert err.startswith("error: ")
     assert message in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_is_distilled_and_trained_on(run, plates: Path, tmp_path: Path):
+    photographs, teacher = plates / "train" / "good", tmp_path / "teacher.safetensors"
+    assert photographs.is_dir()
+    options = ("--backbone", "test_resnet", "--weights", "none", "--steps", 2, "--batch-size", 2, "--image-size", 64)
+    code, out, err = run("distill", photographs, "-o", teacher, *options)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{teacher}: EfficientAD-S teacher of test_resnet, 2 steps, loss ")
+    given = ("--method", "efficient_ad", "--weights", teacher, "-p", f"penalty_images={photographs}")
+    outcome = run(
+        "train", "--data", plates, *given, "--setup", "sm256", "--image-size", 64, "--steps", 2, "-o", tmp_path / "run"
+    )
+    assert outcome.code == 0, outcome.err
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["weights"] == "teacher.safetensors"
+    code, _, err = run(
+        "train", "--data", plates, "--method", "efficient_ad", "--setup", "sm256", "-o", tmp_path / "other"
+    )
+    assert (
+        code,
+        err.startswith("error: no teacher for EfficientAD can be downloaded: make one with edge-ad distill"),
+    ) == (2, True)
