@@ -1,6 +1,6 @@
 """Parameters and operations of every trained method at one tile size, shared and per tile, as a table.
 
-    python benchmarks/method_costs.py [--tile-size 256] [--backbone resnet18]
+    python benchmarks/experiments/method_costs.py [--tile-size 256] [--backbone resnet18]
 
 Random weights: what is counted does not depend on them. PaDiM and PatchCore hold statistics whose size depends on the
 training images: `edge-ad inspect` shows those of a bundle.
