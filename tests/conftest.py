@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # graphs are tiny here: threads would spend their time on waiting
 
@@ -10,6 +12,20 @@ import pytest
 from tiny_bundle import write_tiny_bundle
 
 from edge_ad.bundle.manifest import Format, Manifest
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file to a worker, for its module fixtures; the contract suite, which is the longest, method by method."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileOrMethod(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            method = re.search(r"(\w+)\]$", nodeid)
+            return f"{file}: {method[1]}" if file.endswith("test_contract.py") and method else file
+
+    return ByFileOrMethod(config, log)
 
 
 @pytest.fixture(scope="session")
