@@ -57,11 +57,13 @@ def scene_images(setup: Setup, fit: int = 7, held_out: int = 5) -> TrainingImage
     return TrainingImages(images[:fit], images[fit:], source)
 
 
-def tiny_run(folder: Path, setup: Setup | None = None, **options: Any) -> tuple[RunFolder, TrainingImages]:
+def tiny_run(
+    folder: Path, setup: Setup | None = None, weights_seed: int = 0, **options: Any
+) -> tuple[RunFolder, TrainingImages]:
     """A complete run at ``folder`` and the images it was trained on; ``options`` as for `train`."""
     setup = setup or tile_setup()
     images = scene_images(setup)
-    return train(tiny_model(setup.tile_size), setup, images, folder, seed=0, **options), images
+    return train(tiny_model(setup.tile_size, weights_seed), setup, images, folder, seed=0, **options), images
 
 
 def write_images(folder: Path, images: NDArray[np.uint8]) -> Path:

@@ -12,7 +12,6 @@ import argparse
 import time
 
 import numpy as np
-import timm
 import torch
 from safetensors.torch import load_file
 
@@ -28,6 +27,8 @@ MODELS = {
 
 def use_weights(path: str) -> None:
     """Have timm fill every network that asks for pretrained weights from a file instead of its hub."""
+    import timm  # not before: where torchvision has no CPU build, only this script's environment can
+
     tensors, create = load_file(path), timm.create_model
 
     def create_model(name, pretrained=False, **kwargs):

@@ -190,11 +190,11 @@ def test_the_disk_is_full_at_the_third_location(tmp_path, monkeypatch):
     """As safetensors says it; the run continues when there is space again."""
     save = run_folder.save_file
 
-    def full(state, path):
+    def full(state, path, remarks=None):
         if "r01_c00" in str(path):
             Path(path).write_bytes(b"half")
             raise run_folder.SafetensorError("I/O error: No space left on device (os error 28)")
-        save(state, path)
+        save(state, path, remarks)
 
     with monkeypatch.context() as patch:
         patch.setattr(run_folder, "save_file", full)
