@@ -36,7 +36,7 @@ KERNELS = (3, 3, 3, 5)  # of the flow's couplings
 CLAMP = 3.0  # of the logarithm of scales: c 0.636 atan(s / c) lies within +-c
 TEACHER_WIDTH, STUDENT_WIDTH = 64, 256
 STUDENT_BLOCKS = 4
-_ADAM = functools.partial(torch.optim.Adam, eps=1e-8, weight_decay=1e-5)
+ADAM = functools.partial(torch.optim.Adam, eps=1e-8, weight_decay=1e-5)
 
 
 def positional_encoding(size: Size, channels: int = ENCODING_CHANNELS) -> Tensor:
@@ -247,8 +247,8 @@ class Ast(AstModel):
     name: ClassVar[str] = "ast"
     minimum_tiles: ClassVar[int] = 2
     schedules = {  # noqa: RUF012 - read only
-        "paper": Schedule(_ADAM, learning_rate=2e-4, batch_size=32, steps=200),
-        "original": Schedule(_ADAM, learning_rate=2e-4, batch_size=8, epochs=240),
+        "paper": Schedule(ADAM, learning_rate=2e-4, batch_size=32, steps=200),
+        "original": Schedule(ADAM, learning_rate=2e-4, batch_size=8, epochs=240),
     }
 
     def __init__(

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from edge_ad.errors import InputError
 from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
+from edge_ad.methods.local_averages import LocalAverages
 from edge_ad.methods.smoothing import UpsampleSmooth
 from edge_ad.methods.tile_model import HeadInt8, TileStream
 from edge_ad.tiling import Size
@@ -37,21 +38,6 @@ LOSS_SCALE = 1000.0
 INITIAL_RADIUS = 1e-5
 SMOOTHING_SIGMA_PX = 4.0
 _ADAMW = functools.partial(torch.optim.AdamW, weight_decay=5e-4, amsgrad=True)
-
-
-class CfaExtractor(nn.Module):
-    """uint8 tiles to locally averaged maps of every tapped layer, at the resolution of the first."""
-
-    def __init__(self, backbone: Backbone, positions: Size) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.positions = positions
-
-    def forward(self, image: Tensor) -> tuple[Tensor]:
-        """Embedding (N, C, h', w') float32 of ``image`` uint8 (N, h, w, 3)."""
-        first, *deeper = (F.avg_pool2d(part, 3, stride=1, padding=1) for part in self.backbone(image))
-        upsampled = (F.interpolate(part, size=self.positions, mode="bilinear") for part in deeper)
-        return (torch.cat([first, *upsampled], dim=1),)
 
 
 class CfaHead(nn.Module):
@@ -137,7 +123,7 @@ class Cfa(GradientModel):
             raise InputError(
                 f"centres: expected {NEAREST + FARTHER} to {count}, the positions of a tile, but got {self.centres}"
             )
-        self.extractor = CfaExtractor(network, self.positions).eval()
+        self.extractor = LocalAverages(network, self.positions).eval()
         self.weights_source = network.source
 
     def new_head(self) -> CfaHead:

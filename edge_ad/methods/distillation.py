@@ -6,6 +6,7 @@ Symbols: N batch, C channels, h' x w' positions of a layer.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -21,3 +22,15 @@ def feature_distance(teacher: Tensor, student: Tensor) -> Tensor:
     """
     difference = F.normalize(teacher, dim=1) - F.normalize(student, dim=1)
     return (difference * difference).sum(1, keepdim=True)
+
+
+def channel_range(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (1, C, 1, 1) per channel of maps (N, C, h', w'), one pass, summed in float64."""
+    count, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for each in maps:
+        values = each.double()
+        count += values.numel() // values.shape[1]
+        total = total + values.sum((0, 2, 3), keepdim=True).cpu()
+        squares = squares + (values * values).sum((0, 2, 3), keepdim=True).cpu()
+    mean = total / count
+    return mean, (squares / count - mean * mean).clamp(min=1e-12).sqrt()

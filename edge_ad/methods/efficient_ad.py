@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from edge_ad.errors import WeightsNotFoundError
 from edge_ad.methods.autoencoder import Autoencoder
 from edge_ad.methods.backbone import scale_image
+from edge_ad.methods.distillation import channel_range
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
 from edge_ad.methods.pdn import Layer, PatchDescription, cells, layers_of, positions
 from edge_ad.methods.photographs import Photographs, jitter
@@ -207,15 +208,9 @@ class EfficientAd(GradientModel):
     def prepare(self, head: nn.Module, batches: Iterable[Inputs]) -> None:
         """Mean and standard deviation of the teacher's channels."""
         assert isinstance(head, EfficientAdHead)
-        count, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-        for _, description in batches:
-            values = description.double()
-            count += values.numel() // head.channels
-            total = total + values.sum((0, 2, 3), keepdim=True).cpu()
-            squares = squares + (values * values).sum((0, 2, 3), keepdim=True).cpu()
-        mean = total / count
+        mean, std = channel_range(description for _, description in batches)
         head.teacher_mean.copy_(mean)
-        head.teacher_std.copy_((squares / count - mean * mean).clamp(min=1e-12).sqrt())
+        head.teacher_std.copy_(std)
 
     def loss(self, head: nn.Module, inputs: Inputs) -> Tensor:
         """Hard loss and penalty of the student, and what trains the autoencoder and the student's other half."""

@@ -15,7 +15,6 @@ Symbols: N batch, C channels, h' x w' positions.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_ad.methods.ast import (
+    ADAM,
     ENCODING_CHANNELS,
     STUDENT_WIDTH,
     TEACHER_WIDTH,
@@ -41,7 +41,6 @@ ENCODER = (32, 32, 64, 64, 64, 64)
 DECODER_STEPS = 3  # each doubles the positions
 DECODER_WIDTH = 64
 DROPOUT = 0.2
-_ADAM = functools.partial(torch.optim.Adam, eps=1e-8, weight_decay=1e-5)
 
 
 class FeatureAutoencoder(nn.Module):
@@ -125,8 +124,8 @@ class EfficientAdAst(AstModel):
     minimum_tiles: ClassVar[int] = 2
     holds_out: ClassVar[bool] = True
     schedules = {  # noqa: RUF012 - read only
-        "paper": Schedule(_ADAM, learning_rate=2e-4, batch_size=32, steps=200, keep_best=True),
-        "original": Schedule(_ADAM, learning_rate=2e-4, batch_size=8, epochs=100, keep_best=True),
+        "paper": Schedule(ADAM, learning_rate=2e-4, batch_size=32, steps=200, keep_best=True),
+        "original": Schedule(ADAM, learning_rate=2e-4, batch_size=8, epochs=100, keep_best=True),
     }
 
     def __init__(

@@ -20,6 +20,7 @@ from edge_ad.errors import CoresetSizeError, NonFiniteValuesError
 from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
 from edge_ad.methods.coreset import farthest_points, random_projection
 from edge_ad.methods.head_inputs import HeadInputs
+from edge_ad.methods.local_averages import LocalAverages
 from edge_ad.methods.smoothing import UpsampleSmooth
 from edge_ad.methods.tile_model import HeadInt8, TileModel, TileStream
 from edge_ad.progress import Progress, no_progress
@@ -30,21 +31,6 @@ CORESET_RATIO = 0.1
 NEIGHBOURS = 9  # b of eq. 7
 SMOOTHING_SIGMA_PX = 4.0
 _ROWS_PER_PRODUCT = 1024  # bounds the temporary memory of distances within the bank
-
-
-class PatchcoreExtractor(nn.Module):
-    """uint8 tiles to locally averaged embeddings at the resolution of the first layer."""
-
-    def __init__(self, backbone: Backbone, positions: Size) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.positions = positions
-
-    def forward(self, image: Tensor) -> tuple[Tensor]:
-        """Embedding (N, D, h', w') float32 of ``image`` uint8 (N, h, w, 3)."""
-        first, *deeper = (F.avg_pool2d(part, 3, stride=1, padding=1) for part in self.backbone(image))
-        upsampled = (F.interpolate(part, size=self.positions, mode="bilinear") for part in deeper)
-        return (torch.cat([first, *upsampled], dim=1),)
 
 
 class PatchcoreHead(nn.Module):
@@ -138,7 +124,7 @@ class Patchcore(TileModel):
         self.positions = network.map_sizes(tile_size)[0]
         self.dimensions = sum(spec.channels for spec in network.features)
         self.weights_source = network.source
-        self.extractor = PatchcoreExtractor(network, self.positions).eval()
+        self.extractor = LocalAverages(network, self.positions).eval()
 
     def head_from_state(self, state: Mapping[str, Tensor]) -> PatchcoreHead:
         """See `TileModel.head_from_state`."""

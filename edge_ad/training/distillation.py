@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from torch import Tensor
 from edge_ad.errors import DivergedError, InputError, RunMismatchError, WrongWeightsError
 from edge_ad.imaging import read_image, resize
 from edge_ad.methods.backbone import Backbone
+from edge_ad.methods.distillation import channel_range
 from edge_ad.methods.efficient_ad import Teacher
 from edge_ad.methods.patch_embedding import patch_embedding
-from edge_ad.methods.pdn import layers_of
+from edge_ad.methods.pdn import layers_of, positions
 from edge_ad.methods.photographs import luminance, photograph_files
 from edge_ad.progress import Progress, no_progress
 from edge_ad.training.run_folder import differences, load_tensors, save_tensors
@@ -139,16 +140,15 @@ class _Student:
     def measure(self, progress: Progress) -> None:
         """Mean and standard deviation of the embedding's channels over the photographs."""
         files, size = self.files[:MOST_FOR_STATISTICS], self.settings.batch_size
-        sums = torch.zeros(2, self.channels, dtype=torch.float64)
-        count = 0
-        for start in range(0, len(files), size):
-            values = self.target([read_image(file) for file in files[start : start + size]]).double().cpu()
-            count += values.numel() // self.channels
-            sums += torch.stack([values.sum((0, 2, 3)), (values * values).sum((0, 2, 3))])
-            progress(min(start + size, len(files)), len(files), "measuring the backbone")
-        mean, square = sums / count
-        self.mean.copy_(mean.view_as(self.mean))
-        self.std.copy_((square - mean * mean).clamp(min=1e-12).sqrt().view_as(self.std))
+
+        def targets() -> Iterator[Tensor]:
+            for start in range(0, len(files), size):
+                yield self.target([read_image(file) for file in files[start : start + size]])
+                progress(min(start + size, len(files)), len(files), "measuring the backbone")
+
+        mean, std = channel_range(targets())
+        self.mean.copy_(mean)
+        self.std.copy_(std)
 
     def learn(self, step: int) -> float:
         """One step, and its loss before it."""
@@ -169,7 +169,7 @@ class _Student:
         """The embedding (n, C, h', w') at the positions of the network, not normalised."""
         maps = self.source(self._batch(images, 2 * self.settings.image_px))
         embedding = patch_embedding(maps, self.channels)
-        size = self.teacher(self._batch(images[:1], self.settings.image_px))[0].shape[2:]
+        size = positions((self.settings.image_px, self.settings.image_px), mirror=True)
         if embedding.shape[2:] != size:
             embedding = torch.nn.functional.interpolate(embedding, size=size, mode="bilinear")
         return embedding
