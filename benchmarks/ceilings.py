@@ -141,9 +141,11 @@ def _in_session_order(manifest: Manifest) -> tuple[Graph, ...]:
 
 
 def _runs(manifest: Manifest, graph: Graph) -> int:
-    """How often one image runs a graph: the extractor and a head for all locations once per tile, other heads once."""
-    tiles = len(manifest.setup.grid)
-    return tiles if graph is manifest.shared else tiles // len(manifest.heads)
+    """How often one image runs a graph: the extractor for every location, a head for those of its model."""
+    setup = manifest.setup
+    if graph is manifest.shared:
+        return len(setup.locations)
+    return sum(setup.model_of(location) == graph.location for location in setup.locations)
 
 
 def _matmul_flops_per_s() -> float:

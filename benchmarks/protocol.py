@@ -3,7 +3,7 @@
 Latency: batch 1; 1000 warm-up runs, then the mean of the next 1000. Throughput: 16 * 1000 images over the seconds of
 1000 runs at batch 16; batch 8 for PatchCore. The clock runs from the image in host memory to the anomaly map as a
 numpy array. The timed step of an ensemble is tiling, all tiles, and merging; here it holds the smoothing of the seams
-as well. Decoding, resizing, normalisation and thresholds lie outside.
+as well, and a global model where there is one. Decoding, resizing, normalisation and thresholds lie outside.
 
 Sources: Batzner et al., "EfficientAD", arXiv 2303.14535, section 4 and appendix (1000 + 1000 runs, batch 1, throughput
 at batch 16). Rolih et al., arXiv 2403.04932, section 4: the ensemble's step, and batch 8 for PatchCore. The papers do
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from edge_ad.benchmarks.timing import Timing, check_counts, time_interleaved
 from edge_ad.errors import InputError
+from edge_ad.imaging import resize
 from edge_ad.runtime.detector import Detector
 from edge_ad.runtime.session import Session
 
@@ -162,11 +163,13 @@ class BareRun:
 
     def __init__(self, detector: Detector, images: Image) -> None:
         setup = detector.manifest.setup
-        tiles = zip(*(setup.grid.crop(image) for image in images), strict=True)
+        tiles = [list(batch) for batch in zip(*(setup.grid.crop(image) for image in images), strict=True)]
+        if setup.global_model:
+            tiles.append([resize(image, setup.tile_size) for image in images])
         self._shared = detector.shared
         self._steps = [
             _Step({"image": np.stack(batch)}, detector.heads[setup.model_of(location)])
-            for location, batch in zip(setup.grid.locations, tiles, strict=True)
+            for location, batch in zip(setup.locations, tiles, strict=True)
         ]
 
     def __call__(self) -> None:

@@ -1,5 +1,6 @@
 """Frozen dataclasses to plain JSON values and back, exactly. The files of this project are written by one release and
 read by another, so a field that is missing, unknown or of the wrong type is refused: a guess would be a wrong verdict.
+One that has a default may be missing: files of earlier releases do not have it, and its default says what they meant.
 """
 
 from __future__ import annotations
@@ -70,12 +71,17 @@ def _dataclass(kind: Any, value: Any, where: str, error: type[InputError]) -> An
     if not isinstance(value, dict):
         raise error(f"{where}: expected an object, but got {value!r}")
     annotations = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
-    if missing := [name for name in names if name not in value]:
+    fields = dataclasses.fields(kind)
+    names = [field.name for field in fields]
+    required = [field.name for field in fields if field.default is field.default_factory is dataclasses.MISSING]
+    if missing := [name for name in required if name not in value]:
         raise error(f"{where}: missing {', '.join(missing)}")
     if unknown := [name for name in value if name not in names]:
         raise error(f"{where}: unknown {', '.join(unknown)}")
-    return kind(**{name: from_plain(annotations[name], value[name], f"{where}.{name}", error) for name in names})
+    given = {
+        name: from_plain(annotations[name], value[name], f"{where}.{name}", error) for name in names if name in value
+    }
+    return kind(**given)
 
 
 def _tuple(arguments: tuple[Any, ...], value: Any, where: str, error: type[InputError]) -> tuple[Any, ...]:

@@ -1,12 +1,12 @@
-"""Setups: how an image is cut into tiles, and whether the tiles share one model."""
+"""Setups: how an image is cut into tiles, whether the tiles share one model, and whether another sees the whole."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from edge_ad.errors import InputError
-from edge_ad.tiling import Location, Size, TileGrid, format_size
+from edge_ad.errors import GeometryError, InputError
+from edge_ad.tiling import WHOLE, Location, Size, TileGrid, format_size
 
 
 class Sharing(StrEnum):
@@ -24,6 +24,7 @@ class Setup:
         name: one of `SETUPS`, or ``"custom"``.
         image_size, tile_size, stride: (height, width), pixels.
         sharing: one model per location, or one for all.
+        global_model: one more model, of the whole image shrunk to a tile: tiles cannot see that a part is missing.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Setup:
     tile_size: Size
     stride: Size
     sharing: Sharing
+    global_model: bool = False
 
     @property
     def grid(self) -> TileGrid:
@@ -39,16 +41,32 @@ class Setup:
 
     @property
     def model_locations(self) -> tuple[Location, ...]:
-        """Locations that have a model of their own; ``(Location(0, 0),)`` where one model serves all."""
-        return self.grid.locations if self.sharing is Sharing.LOCATION else (Location(0, 0),)
+        """Locations that have a model of their own, `WHOLE` the last; ``Location(0, 0)`` where one serves all tiles.
+
+        Raises:
+            GeometryError: a global model beside a single tile, which sees the whole image already.
+        """
+        tiles = self.grid.locations if self.sharing is Sharing.LOCATION else (Location(0, 0),)
+        return (*tiles, *self._whole)
+
+    @property
+    def locations(self) -> tuple[Location, ...]:
+        """Everything that is inspected of an image: the tiles, and `WHOLE` where there is a global model."""
+        return (*self.grid.locations, *self._whole)
 
     def model_of(self, location: Location) -> Location:
         """The location whose model serves ``location``."""
-        return location if self.sharing is Sharing.LOCATION else Location(0, 0)
+        return location if self.sharing is Sharing.LOCATION or location == WHOLE else Location(0, 0)
 
     def tiles_of(self, model: Location) -> tuple[Location, ...]:
         """The locations that the model of ``model`` serves, and trains on."""
-        return (model,) if self.sharing is Sharing.LOCATION else self.grid.locations
+        return (model,) if self.sharing is Sharing.LOCATION or model == WHOLE else self.grid.locations
+
+    @property
+    def _whole(self) -> tuple[Location, ...]:
+        if self.global_model and len(self.grid) == 1:
+            raise GeometryError("a global model beside one tile would see the same: leave one of them out")
+        return (WHOLE,) if self.global_model else ()
 
     def __str__(self) -> str:
         return (
@@ -61,18 +79,19 @@ def _setup(name: str, image_px: int, tile_px: int, stride_px: int, sharing: Shar
     return Setup(name, (image_px, image_px), (tile_px, tile_px), (stride_px, stride_px), sharing)
 
 
-# arXiv 2403.04932, section 4: single model, shared tiles, ensemble
-SETUPS = {
-    setup.name: setup
-    for setup in (
-        _setup("sm256", 256, 256, 256, Sharing.ALL),
-        _setup("sm512", 512, 512, 512, Sharing.ALL),
-        _setup("st4", 512, 256, 256, Sharing.ALL),
-        _setup("st9", 512, 256, 128, Sharing.ALL),
-        _setup("ens4", 512, 256, 256, Sharing.LOCATION),
-        _setup("ens9", 512, 256, 128, Sharing.LOCATION),
-    )
-}
+# arXiv 2403.04932, section 4: single model, shared tiles, ensemble; with tiles, also beside a global model
+_PAPER = (
+    _setup("sm256", 256, 256, 256, Sharing.ALL),
+    _setup("sm512", 512, 512, 512, Sharing.ALL),
+    _setup("st4", 512, 256, 256, Sharing.ALL),
+    _setup("st9", 512, 256, 128, Sharing.ALL),
+    _setup("ens4", 512, 256, 256, Sharing.LOCATION),
+    _setup("ens9", 512, 256, 128, Sharing.LOCATION),
+)
+_WITH_GLOBAL = [
+    replace(setup, name=f"{setup.name}+global", global_model=True) for setup in _PAPER if len(setup.grid) > 1
+]
+SETUPS = {setup.name: setup for setup in (*_PAPER, *_WITH_GLOBAL)}
 
 
 def make_setup(
@@ -82,6 +101,7 @@ def make_setup(
     tile_size: Size | None = None,
     stride: Size | None = None,
     sharing: Sharing | None = None,
+    global_model: bool | None = None,
 ) -> Setup:
     """A named setup, or one with parts of it replaced (then named ``"custom"``).
 
@@ -91,10 +111,12 @@ def make_setup(
     3
     >>> print(make_setup("ens9", image_size=(512, 1024), tile_size=(256, 512)))
     custom (512x1024 image, 4 tiles of 256x512, 4 models)
+    >>> print(make_setup("ens9", global_model=True))
+    ens9+global (512x512 image, 9 tiles of 256x256, 10 models)
 
     Raises:
         InputError: unknown name.
-        GeometryError: the sizes make no grid.
+        GeometryError: the sizes make no grid, or one tile only, beside a global model.
     """
     if name not in SETUPS:
         raise InputError(f"unknown setup {name!r}; known: {', '.join(SETUPS)}")
@@ -104,12 +126,12 @@ def make_setup(
         "tile_size": tile_size,
         "stride": stride if stride is not None else tile_size,
         "sharing": sharing,
+        "global_model": global_model,
     }
     given = {key: value for key, value in changes.items() if value is not None}
     if image_size is not None and named.tile_size == named.image_size and tile_size is None:
         given |= {"tile_size": image_size, "stride": image_size}  # a single model stays one
-    if not given or all(getattr(named, key) == value for key, value in given.items()):
-        return named
-    setup = replace(named, name="custom", **given)  # type: ignore[arg-type]
-    setup.grid  # noqa: B018 - raises where the sizes make no grid
-    return setup
+    setup = replace(named, **given)  # type: ignore[arg-type]
+    setup.model_locations  # noqa: B018 - raises where the sizes make no grid
+    known = (other for other in SETUPS.values() if replace(setup, name=other.name) == other)
+    return next(known, replace(setup, name="custom"))

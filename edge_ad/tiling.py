@@ -38,10 +38,13 @@ class Location(NamedTuple):
     def name(self) -> str:
         """File-name form.
 
-        >>> Location(0, 12).name
-        'r00_c12'
+        >>> Location(0, 12).name, WHOLE.name
+        ('r00_c12', 'whole')
         """
-        return f"r{self.row:02d}_c{self.col:02d}"
+        return "whole" if self == WHOLE else f"r{self.row:02d}_c{self.col:02d}"
+
+
+WHOLE = Location(-1, -1)  # no tile of a grid: the whole image, shrunk to a tile, as a global model sees it
 
 
 @dataclass(frozen=True)

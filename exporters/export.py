@@ -147,7 +147,7 @@ def _write_graphs(
     converted = writer.convert(shared)
     if quantised:
         progress(0, 1, "quantising the extractor")
-        tiles = calibration_tiles(stream(setup.grid.locations, model.extract))
+        tiles = calibration_tiles(stream(setup.locations, model.extract))
         converted = quantise(converted, [{"image": tile[None]} for tile in tiles], options.format)
     graphs = [_write(stage, writer, converted, shared, Role.SHARED, None, options.precision)]
 
@@ -244,10 +244,10 @@ def _prove(
     repeated = np.arange(PARITY_IMAGES - len(normal)) % len(normal)  # every defect is another
     probes = np.concatenate([normal, plant_defects(normal[repeated])])
     progress(0, 3, "parity: torch")
-    # At stage "tile" tiles are scaled before they are merged: alike on both sides, so that graphs are compared
+    # Where values are scaled before they are merged or fused: alike on both sides, so that graphs are compared
     norm = manifest.normalisation
-    by_tile = norm.stage is NormalisationStage.TILE
-    scales = (norm.score if by_tile else trained.score, norm.score)
+    scaled = norm.stage is NormalisationStage.TILE or norm.fusion is not None
+    scales = (norm.score if scaled else trained.score, norm.score)
     with run_detector(run, model, normalisation=norm) as detector:
         reference = raw_outputs(detector, probes)
     results: dict[str, tuple[RawOutputs, Parity]] = {}

@@ -39,6 +39,20 @@ def test_there_and_back():
     assert from_plain(Outer, plain, "x") == VALUE
 
 
+def test_a_field_with_a_default_may_be_missing():
+    """Files of earlier releases do not have it."""
+
+    @dataclass(frozen=True)
+    class Later:
+        name: str
+        added: int = 3
+
+    assert from_plain(Later, {"name": "n"}, "x") == Later("n", 3)
+    assert from_plain(Later, {"name": "n", "added": 4}, "x") == Later("n", 4)
+    with pytest.raises(InputError, match="x: missing name"):
+        from_plain(Later, {"added": 4}, "x")
+
+
 def change(key, value):
     return to_plain(VALUE) | {key: value}
 

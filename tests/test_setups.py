@@ -1,8 +1,8 @@
 import pytest
 
-from edge_ad.errors import InputError, StrideTooLargeError, TileTooLargeError
+from edge_ad.errors import GeometryError, InputError, StrideTooLargeError, TileTooLargeError
 from edge_ad.setups import SETUPS, Sharing, make_setup
-from edge_ad.tiling import Location
+from edge_ad.tiling import WHOLE, Location
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,8 @@ from edge_ad.tiling import Location
         ("st9", 512, 9, 1),
         ("ens4", 512, 4, 4),
         ("ens9", 512, 9, 9),
+        ("st9+global", 512, 9, 2),
+        ("ens4+global", 512, 4, 5),
     ],
 )
 def test_the_papers_setups(name, image_px, tiles, models):
@@ -25,8 +27,8 @@ def test_the_papers_setups(name, image_px, tiles, models):
 def test_every_tile_is_served_by_exactly_one_model():
     for setup in SETUPS.values():
         served = [tile for model in setup.model_locations for tile in setup.tiles_of(model)]
-        assert sorted(served) == sorted(setup.grid.locations)
-        assert all(tile in setup.tiles_of(setup.model_of(tile)) for tile in setup.grid.locations)
+        assert sorted(served) == sorted(setup.locations)
+        assert all(tile in setup.tiles_of(setup.model_of(tile)) for tile in setup.locations)
 
 
 def test_parts_of_a_setup_can_be_replaced():
@@ -41,6 +43,16 @@ def test_a_single_model_stays_one_when_its_image_size_changes():
     setup = make_setup("sm256", image_size=(192, 320))
     assert len(setup.grid) == 1
     assert setup.tile_size == (192, 320)
+
+
+def test_a_global_model_is_one_more_of_the_whole_image():
+    setup = make_setup("st9", global_model=True)
+    assert setup is SETUPS["st9+global"]
+    assert setup.model_locations == (Location(0, 0), WHOLE)
+    assert (setup.locations[:-1], setup.locations[-1]) == (setup.grid.locations, WHOLE)
+    assert (setup.model_of(WHOLE), setup.tiles_of(WHOLE)) == (WHOLE, (WHOLE,))
+    with pytest.raises(GeometryError, match="a global model beside one tile would see the same"):
+        make_setup("sm256", global_model=True)
 
 
 def test_errors():

@@ -105,6 +105,16 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Fusion:
+    """Scales that make merged tiles and a global model comparable: each by its own held-out values."""
+
+    tiles_score: Scale
+    tiles_map: Scale
+    global_score: Scale
+    global_map: Scale
+
+
+@dataclass(frozen=True)
 class Normalisation:
     """Thresholds and scales, fitted on held-out normal images (or by F1-max where labelled data was given)."""
 
@@ -114,6 +124,7 @@ class Normalisation:
     map: Scale
     tile_score: tuple[Scale, ...]  # one per tile in grid order at stage "tile", else empty
     tile_map: tuple[Scale, ...]
+    fusion: Fusion | None = None  # where the setup has a global model; score and map are then those of fused values
 
 
 @dataclass(frozen=True)
@@ -241,7 +252,14 @@ class Manifest:
                 f"manifest.json.merge: expected seam_sigma_px > 0 and seam_band in [0, 1]: {self.merge}"
             )
         norm = self.normalisation
-        for scale in (norm.score, norm.map, *norm.tile_score, *norm.tile_map):
+        if (norm.fusion is not None) != self.setup.global_model:
+            raise ManifestError("manifest.json: normalisation: expected fusion with a global model, and only then")
+        fused = (
+            (norm.fusion.tiles_score, norm.fusion.tiles_map, norm.fusion.global_score, norm.fusion.global_map)
+            if norm.fusion
+            else ()
+        )
+        for scale in (norm.score, norm.map, *norm.tile_score, *norm.tile_map, *fused):
             if scale.low >= scale.threshold:
                 raise ManifestError(f"manifest.json.normalisation: expected low < threshold, but got {scale}")
         if len(norm.tile_score) != tiles or len(norm.tile_map) != tiles:

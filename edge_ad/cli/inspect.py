@@ -34,13 +34,13 @@ def totals(manifest: Manifest) -> dict[str, Any]:
     """Sizes and cost of the whole: files, graphs' parameters, and the operations of one image over all its tiles."""
     shared, heads = manifest.shared, manifest.heads
     flops_of = dict(zip(manifest.setup.model_locations, (head.flops for head in heads), strict=True))
-    locations = manifest.setup.grid.locations
+    locations = manifest.setup.locations
     return {
         "size_bytes": sum(file.size_bytes for file in manifest.files),
         "shared_bytes": _size_bytes(shared) if shared else 0,
         "head_bytes": [_size_bytes(head) for head in heads],
         "golden_bytes": sum(golden.file.size_bytes for golden in manifest.golden),
-        "tiles": len(locations),
+        "tiles": len(manifest.setup.grid),
         "models": len(heads),
         "parameters": sum(graph.parameters for graph in manifest.graphs),
         "flops_per_image": len(locations) * (shared.flops if shared else 0)

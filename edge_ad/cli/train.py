@@ -34,6 +34,7 @@ from edge_ad.tiling import Size
 @click.option("--tile-size", type=SizeType(), help="Replaces the setup's.")
 @click.option("--stride", type=SizeType(), help="Replaces the setup's.  [default with --tile-size: the tile size]")
 @click.option("--sharing", type=choice(Sharing), help="One model per location, or one for all.")
+@click.option("--global-model", is_flag=True, help="One more model, of the whole image shrunk to a tile.")
 @click.option("--backbone", help="Any timm network.  [default: the method's, tf_efficientnet_lite0 for most]")
 @click.option("--layers", help="timm layers to tap, comma separated.  [default: the method's]")
 @click.option("--weights", default="auto", show_default=True, metavar="auto|none|FILE", help="Pretrained weights.")
@@ -66,6 +67,7 @@ def command(
     tile_size: Size | None,
     stride: Size | None,
     sharing: str | None,
+    global_model: bool,
     backbone: str | None,
     layers: str | None,
     weights: str,
@@ -108,6 +110,7 @@ def command(
         tile_size=tile_size,
         stride=stride,
         sharing=Sharing(sharing) if sharing else None,
+        global_model=global_model or None,
     )
     with terminal_progress(not obj["quiet"]) as progress:
         images = read_training_images(

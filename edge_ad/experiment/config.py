@@ -108,11 +108,13 @@ class SetupEntry:
     tile_size: Size
     stride: Size | None = None
     sharing: Sharing = Sharing.LOCATION
+    global_model: bool = False
 
     @property
     def setup(self) -> Setup:
         """As the trainer takes it."""
-        setup = Setup(self.name, self.image_size, self.tile_size, self.stride or self.tile_size, self.sharing)
+        stride = self.stride or self.tile_size
+        setup = Setup(self.name, self.image_size, self.tile_size, stride, self.sharing, self.global_model)
         return setup if SETUPS.get(self.name) == setup else replace(setup, name="custom")
 
 
@@ -198,6 +200,7 @@ def _named_setup(name: str) -> dict[str, Any]:
         "tile_size": setup.tile_size,
         "stride": setup.stride,
         "sharing": str(setup.sharing),
+        "global_model": setup.global_model,
     }
 
 
@@ -242,7 +245,9 @@ def _check(config: Config) -> None:
     for method in (*config.methods, *config.parameters):
         _member("method", method, METHODS)
     for setup in config.setups:
-        setup.setup.grid  # noqa: B018 - raises where the sizes make no grid
+        setup.setup.model_locations  # noqa: B018 - raises where the sizes make no grid
+        if setup.global_model and config.score_merges != (ScoreMerge.MEAN,):
+            raise ConfigError(f"setups: {setup.name} is fused for the mean of tiles: leave score_merges out")
         if setup.name in SETUPS and setup.setup.name != setup.name:
             raise ConfigError(f"setups: {setup.name} is a setup of the paper, of other sizes; choose another name")
     for backbone in config.backbones:

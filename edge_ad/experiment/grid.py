@@ -88,10 +88,13 @@ class Cell:
 
     @property
     def _training(self) -> dict[str, Any]:
+        setup = to_plain(self.setup.setup)
+        if not self.setup.global_model:
+            del setup["global_model"]  # results of before there was one stay good
         return {
             "path": self.dataset.path,
             "layout": self.dataset.layout,
-            "setup": self.setup.setup,
+            "setup": setup,
             "weights": self.backbone.weights,
             "layers": self.backbone.layers,
             "parameters": self.parameters,

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -217,11 +217,11 @@ def _outcomes(trained: Trained, detector: Detector, cost: _Cost, progress: Progr
 
 
 class _TileScores:
-    """A detector that remembers the tile scores of every image it was shown."""
+    """A detector that remembers the scores of every image it was shown."""
 
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
-        self.seen: list[NDArray[np.float32]] = []
+        self.seen: list[RawResult] = []
 
     @property
     def image_size(self) -> Size:
@@ -231,12 +231,14 @@ class _TileScores:
     def raw(self, images: NDArray[np.uint8]) -> RawResult:
         """See `Predictor`."""
         raw = self.detector.raw(images)
-        self.seen.append(raw.tile_scores)
+        self.seen.append(replace(raw, maps=raw.maps[:0].copy(), global_maps=None))
         return raw
 
     def merged(self, merge: ScoreMerge) -> NDArray[np.float32]:
-        """Image scores (N,) as the detector would have merged them."""
-        scores: NDArray[np.float32] = _MERGES[merge](np.concatenate(self.seen), axis=1)
+        """Image scores (N,) as the detector would have merged them; with a global model, as it did."""
+        if self.detector.manifest.setup.global_model:
+            return np.concatenate([raw.scores for raw in self.seen])
+        scores: NDArray[np.float32] = _MERGES[merge](np.concatenate([raw.tile_scores for raw in self.seen]), axis=1)
         return scores
 
 

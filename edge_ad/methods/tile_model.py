@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_ad.errors import TooFewImagesError
+from edge_ad.imaging import resize
 from edge_ad.progress import Progress, no_progress
-from edge_ad.tiling import Location, Size, TileGrid
+from edge_ad.tiling import WHOLE, Location, Size, TileGrid
 
 Extract = Callable[[Tensor], Sequence[Tensor]]  # uint8 (N, h, w, 3) RGB -> feature tensors, batch first
 
@@ -43,7 +44,7 @@ class TileStream:
     Args:
         images: uint8 (N, H, W, 3) RGB; a memory map will do, tiles are views on it.
         grid: the tile plan.
-        locations: the tile locations this model serves (all of them where one model is shared).
+        locations: the tile locations this model serves (all of them where one model is shared), or `WHOLE`.
         extract: features of a batch of tiles.
         batch_size: tiles per batch, at most.
         on_batch: called with the number of tiles after each batch.
@@ -66,8 +67,12 @@ class TileStream:
         """Tiles uint8 (n, h, w, 3) by number: image by image within a location. A copy, zero outside the image."""
         tiles = np.zeros((len(indices), *self.grid.tile_size, 3), np.uint8)
         for tile, index in zip(tiles, indices, strict=True):
-            location, image = divmod(int(index), len(self.images))
-            rows, cols = self.grid.window(self.locations[location])
+            place, image = divmod(int(index), len(self.images))
+            location = self.locations[place]
+            if location == WHOLE:
+                tile[:] = resize(self.images[image], self.grid.tile_size)
+                continue
+            rows, cols = self.grid.window(location)
             inside = self.images[image, rows, cols]
             tile[: inside.shape[0], : inside.shape[1]] = inside
         return tiles
@@ -185,4 +190,5 @@ class TileModel(ABC):
 
 def location_seed(seed: int, location: Location) -> int:
     """The seed a head is fitted with: one per location, whatever was fitted before it."""
-    return int(np.random.SeedSequence((seed, *location)).generate_state(1)[0])
+    row, col = (index % 2**32 for index in location)  # `WHOLE` has negative ones, which no seed may be
+    return int(np.random.SeedSequence((seed, row, col)).generate_state(1)[0])

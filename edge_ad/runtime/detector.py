@@ -22,6 +22,7 @@ from edge_ad.bundle.files import read_bundle
 from edge_ad.bundle.manifest import Graph, Manifest, Normalisation, NormalisationStage, ScoreMerge
 from edge_ad.errors import BundleError, FrameError, InferenceError, InputError
 from edge_ad.imaging import Color, resize, to_rgb
+from edge_ad.runtime.fusion import fuse_maps, fuse_scores
 from edge_ad.runtime.normalisation import normalise, rescale
 from edge_ad.runtime.result import Result
 from edge_ad.runtime.seams import SeamSmoother
@@ -29,7 +30,7 @@ from edge_ad.runtime.session import ExecutionPrecision, Session, TensorSpec
 from edge_ad.runtime.sessions import open_session
 from edge_ad.runtime.stopwatch import Stopwatch
 from edge_ad.runtime.stream import Capture, Drop
-from edge_ad.tiling import Location, MapMerger, Size
+from edge_ad.tiling import WHOLE, Location, MapMerger, Size
 
 Choice = TypeVar("Choice", bound=StrEnum)
 Tensors = dict[str, tuple[tuple[int, ...], str]]  # name: (shape without the batch axis, dtype)
@@ -43,13 +44,16 @@ class RawResult:
         scores: (B,) float32 image scores.
         maps: (B, H, W) float32 merged maps, seams smoothed.
         tile_scores: (B, T) float32 as the tile models gave them, in grid order.
-        timings_ms: milliseconds: wait (for other threads), tiles (crops), infer, merge, seams, post, total.
+        timings_ms: milliseconds: wait (for other threads), tiles (crops), infer, merge, seams, post, fuse, total.
+        global_scores, global_maps: (B,) and (B, h, w) float32 as the global model gave them, where there is one.
     """
 
     scores: NDArray[np.float32]
     maps: NDArray[np.float32]
     tile_scores: NDArray[np.float32]
     timings_ms: Mapping[str, float]
+    global_scores: NDArray[np.float32] | None = None
+    global_maps: NDArray[np.float32] | None = None
 
 
 class Detector:
@@ -173,7 +177,8 @@ class Detector:
         """Merged scores and maps of ``images`` uint8 (B, H, W, 3) RGB at `image_size`, 1 <= B <= `batch_size`.
 
         The step that benchmarks time: from images in host memory to maps as numpy arrays. At normalisation stage
-        "tile" the tiles are scaled before they are merged.
+        "tile" the tiles are scaled before they are merged. With a global model scores and maps are fused with its own,
+        see `edge_ad.runtime.fusion`; while no `Fusion` is fitted yet they are those of the tiles.
 
         Raises:
             FrameError: not such images.
@@ -275,7 +280,11 @@ class Detector:
             scores = reduce(scaled_scores[:count], axis=1)
             tile_scores = self._tile_scores[:count].copy()
             watch.lap("post")
-            return RawResult(scores, merged, tile_scores, watch.stop())
+            whole = self._run_whole(images, watch) if self.manifest.setup.global_model else None
+            if whole and norm.fusion:
+                scores, merged = fuse_scores(scores, whole[0], norm.fusion), fuse_maps(merged, whole[1], norm.fusion)
+                watch.lap("fuse")
+            return RawResult(scores, merged, tile_scores, watch.stop(), *(whole or ()))
 
     def _run_tiles(
         self, images: NDArray[np.uint8], watch: Stopwatch
@@ -285,13 +294,30 @@ class Detector:
         for location in self.grid.locations:
             tile = self._cut(images, location)
             watch.lap("tiles")
-            head = self.heads[self.manifest.setup.model_of(location)]
-            feeds = {"image": tile, **(self.shared.run({"image": tile}) if self.shared else {})}
-            outputs = head.run({name: feeds[name] for name in head.inputs})
-            scores, maps = head.fetch(outputs["pred_score"]), head.fetch(outputs["anomaly_map"])[:, 0]
+            scores, maps = self._infer(tile, location)
             watch.lap("infer")
             self._check_finite(scores[: len(images)], location)
             yield location, scores, maps
+
+    def _run_whole(
+        self, images: NDArray[np.uint8], watch: Stopwatch
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Scores (B,) and maps (B, h, w) of the global model, copies."""
+        for small, image in zip(self._tile, images, strict=False):
+            small[:] = resize(image, self.grid.tile_size)
+        watch.lap("tiles")
+        scores, maps = (values[: len(images)].copy() for values in self._infer(self._tile, WHOLE))
+        watch.lap("infer")
+        self._check_finite(scores, WHOLE)
+        self._check_finite(maps, WHOLE)
+        return scores, maps
+
+    def _infer(self, tile: NDArray[np.uint8], location: Location) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Scores and maps of a whole batch of tiles by the model of ``location``: views into the session's outputs."""
+        head = self.heads[self.manifest.setup.model_of(location)]
+        feeds = {"image": tile, **(self.shared.run({"image": tile}) if self.shared else {})}
+        outputs = head.run({name: feeds[name] for name in head.inputs})
+        return head.fetch(outputs["pred_score"]), head.fetch(outputs["anomaly_map"])[:, 0]
 
     def _check_finite(self, values: NDArray[np.float32], *tiles: Location) -> None:
         """Raise `InferenceError` for the model of ``tiles`` unless ``values`` are finite numbers."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ad.bundle.manifest import Normalisation, NormalisationStage, Scale
+from edge_ad.bundle.manifest import Fusion, Normalisation, NormalisationStage, Scale
 from edge_ad.evaluation.thresholds import fit_scales
 from edge_ad.progress import Progress, no_progress
 from edge_ad.runtime.detector import Detector
@@ -37,32 +40,55 @@ def fit_normalisation(
         detector = detector.with_normalisation(
             Normalisation(stage, rule, Scale(0.0, 1.0), Scale(0.0, 1.0), tile_score, tile_map)
         )
-    scores, maxima, medians = [], [], []
+    fusion = None
+    if detector.manifest.setup.global_model:
+        fusion = _fusion(detector, images, rule, progress)
+        norm = replace(detector.manifest.normalisation, fusion=fusion)
+        detector = detector.with_normalisation(norm)
+    found = []
     for index, image in enumerate(images):
         raw = detector.raw(image[None])
-        scores.append(float(raw.scores[0]))
-        maxima.append(float(raw.maps[0].max()))
-        medians.append(float(np.median(raw.maps[0])))
+        found.append(_statistics(raw.scores[0], raw.maps[0]))
         progress(index + 1, len(images), "thresholds")
-    score, map_scale = fit_scales(rule, np.array(scores), np.array(maxima), float(np.median(medians)))
+    score, map_scale = _scales(rule, found)
     return Normalisation(
-        stage, f"{rule} on {len(images)} held-out normal images", score, map_scale, tile_score, tile_map
+        stage, f"{rule} on {len(images)} held-out normal images", score, map_scale, tile_score, tile_map, fusion
     )
+
+
+def _fusion(detector: Detector, images: NDArray[np.uint8], rule: str, progress: Progress) -> Fusion:
+    """Scales of the merged tiles and of the global model; ``detector`` does not fuse yet."""
+    tiles, whole = [], []
+    for index, image in enumerate(images):
+        raw = detector.raw(image[None])
+        assert raw.global_scores is not None  # the setup has a global model
+        assert raw.global_maps is not None
+        tiles.append(_statistics(raw.scores[0], raw.maps[0]))
+        whole.append(_statistics(raw.global_scores[0], raw.global_maps[0]))
+        progress(index + 1, len(images), "fusion")
+    return Fusion(*_scales(rule, tiles), *_scales(rule, whole))
 
 
 def _tile_scales(
     detector: Detector, images: NDArray[np.uint8], rule: str, progress: Progress
 ) -> tuple[tuple[Scale, ...], tuple[Scale, ...]]:
     """Scales of scores and of maps per tile, in grid order."""
-    statistics = []  # per image and tile: score, map maximum, map median
+    statistics = []  # per image and tile
     for index, image in enumerate(images):
-        statistics.append(
-            [
-                (float(scores[0]), float(maps[0].max()), float(np.median(maps[0])))
-                for _, scores, maps in detector.tiles(image[None])
-            ]
-        )
+        statistics.append([_statistics(scores[0], maps[0]) for _, scores, maps in detector.tiles(image[None])])
         progress(index + 1, len(images), "thresholds per tile")
-    table = np.array(statistics)  # (images, tiles, 3)
-    scales = [fit_scales(rule, tile[:, 0], tile[:, 1], float(np.median(tile[:, 2]))) for tile in table.swapaxes(0, 1)]
+    scales = [_scales(rule, tile) for tile in zip(*statistics, strict=True)]
     return tuple(score for score, _ in scales), tuple(map_scale for _, map_scale in scales)
+
+
+_Statistics = tuple[float, float, float]  # of an image or tile: score, map maximum, map median
+
+
+def _statistics(score: np.float32, anomaly_map: NDArray[np.float32]) -> _Statistics:
+    return float(score), float(anomaly_map.max()), float(np.median(anomaly_map))
+
+
+def _scales(rule: str, found: Sequence[_Statistics]) -> tuple[Scale, Scale]:
+    """Scales of scores and of maps."""
+    scores, maxima, medians = np.array(found).T
+    return fit_scales(rule, scores, maxima, float(np.median(medians)))

@@ -1,5 +1,7 @@
 """A manifest, and sessions that only count: the benchmark room needs no engine to be tested."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from edge_ad.benchmarks.ceilings import Achieved, Ceilings, ComputeCeiling
@@ -34,8 +36,11 @@ SHARED_FLOPS, HEAD_FLOPS = 1_000_000, 30_000
 SHARED_BYTES, HEAD_BYTES = 500, 70
 
 
-def make_manifest(*, sharing=Sharing.LOCATION, shared=True, precision=Precision.INT8, method="padim"):
+def make_manifest(
+    *, sharing=Sharing.LOCATION, shared=True, precision=Precision.INT8, method="padim", global_model=False
+):
     setup = make_setup("ens9", image_size=(34, 38), tile_size=TILE, sharing=sharing)  # 2 x 2 tiles
+    setup = replace(setup, global_model=global_model)
     entry = FileEntry("graphs/x.onnx", "0" * 64, HEAD_BYTES)
     graphs = [
         Graph(Role.HEAD, tuple(location), Precision.FP16, (entry,), True, 11, HEAD_FLOPS)

@@ -110,8 +110,10 @@ def test_a_schedule_that_times_nothing_is_refused(counts, message):
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("sharing", Sharing)
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_the_bare_sessions_see_exactly_the_detector_s_tiles(shared, sharing, batch_size):
-    detector = make_detector(make_manifest(shared=shared, sharing=sharing), batch_size)
+@pytest.mark.parametrize("global_model", [False, True])
+def test_the_bare_sessions_see_exactly_the_detector_s_tiles(shared, sharing, batch_size, global_model):
+    manifest = make_manifest(shared=shared, sharing=sharing, global_model=global_model)
+    detector = make_detector(manifest, batch_size)
     images = np.random.default_rng(1).integers(0, 256, (batch_size, 34, 38, 3), dtype=np.uint8)
 
     detector.raw(images)
@@ -120,6 +122,6 @@ def test_the_bare_sessions_see_exactly_the_detector_s_tiles(shared, sharing, bat
         session.seen.clear()
     BareRun(detector, images)()
 
-    assert sum(len(tiles) for tiles in expected) == 4
+    assert sum(len(tiles) for tiles in expected) == 4 + global_model
     for session, tiles in zip(detector.sessions, expected, strict=True):
         np.testing.assert_equal(session.seen, tiles)

@@ -85,6 +85,12 @@ def test_reading_is_the_inverse_of_writing() -> None:
     assert Manifest.from_json(json.loads(GOLDEN.read_text())) == MANIFEST
 
 
+def test_a_manifest_of_before_global_models_is_read() -> None:
+    plain = json.loads(GOLDEN.read_text())
+    del plain["setup"]["global_model"], plain["normalisation"]["fusion"]
+    assert Manifest.from_json(plain) == MANIFEST
+
+
 def test_derived_parts() -> None:
     assert MANIFEST.shared == MANIFEST.graphs[0]
     assert [head.location for head in MANIFEST.heads] == [(0, 0), (0, 1)]

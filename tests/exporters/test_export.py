@@ -4,6 +4,7 @@ import resource
 import shutil
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -19,11 +20,12 @@ from edge_ad.exporters import export
 from edge_ad.exporters.export import PARITY_IMAGES, ExportOptions, export_run
 from edge_ad.exporters.parity import TOLERANCES
 from edge_ad.methods.padim import REGULARISATION, SMOOTHING_SIGMA_PX
+from edge_ad.methods.tile_model import TileStream, location_seed
 from edge_ad.runtime.session import ExecutionPrecision
 from edge_ad.runtime.sessions import open_session
 from edge_ad.runtime.verify import verify_bundle
 from edge_ad.setups import Sharing
-from edge_ad.tiling import Location
+from edge_ad.tiling import WHOLE, Location, TileGrid
 from edge_ad.training.calibration import fit_normalisation
 from edge_ad.training.detector import RAW, run_detector
 from edge_ad.training.trainer import train
@@ -170,6 +172,29 @@ def test_a_shared_model_has_one_head(tmp_path):
     assert len(manifest.normalisation.tile_score) == 2
     with edge_ad.load(tmp_path / "bundle") as detector:
         verify_bundle(detector, read_bundle(tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize("sharing", Sharing)
+def test_a_global_model_is_one_head_more_on_the_same_extractor(sharing, tmp_path):
+    setup = replace(tile_setup((32, 96), (32, 48), sharing=sharing), global_model=True)
+    run, images = tiny_run(tmp_path / "run", setup)
+    manifest = export_run(run, images, tmp_path / "bundle", ExportOptions(Format.OPENVINO, Precision.INT8))
+    assert manifest.shared is not None
+    assert [graph.location for graph in manifest.heads] == list(setup.model_locations)
+    assert manifest.heads[-1].location == WHOLE
+    probe = scene(1, setup.image_size, seed=4)
+    with edge_ad.load(tmp_path / "bundle") as detector, run_detector(run, normalisation=run.normalisation()) as torch_:
+        verify_bundle(detector, read_bundle(tmp_path / "bundle"))
+        exported, trained = detector.raw(probe), torch_.raw(probe)
+    assert exported.global_scores == pytest.approx(trained.global_scores, rel=0.1)
+
+    # Its head is that of a single model on the same images, shrunk beforehand
+    model = run.model()
+    small = np.stack([cv2.resize(image, (48, 32), interpolation=cv2.INTER_AREA) for image in images.fit])
+    single = TileStream(small, TileGrid((32, 48), (32, 48), (32, 48)), (Location(0, 0),), model.extract)
+    wanted = model.fit(single, location_seed(0, WHOLE)).state_dict()
+    for key, value in run.head(model, WHOLE).state_dict().items():
+        torch.testing.assert_close(value, wanted[key])
 
 
 def test_few_held_out_images_make_as_many_probes(tmp_path):

@@ -7,13 +7,15 @@ tile's score, differ from the median.
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from fake_session import fake_detector
-from tiny_bundle import tiny_manifest, tiny_setup
+from tiny_bundle import head_constants, tiny_manifest, tiny_setup
 
 from edge_ad.bundle.manifest import Merge, NormalisationStage, ScoreMerge
 from edge_ad.errors import InputError, TooFewImagesError
+from edge_ad.tiling import WHOLE
 from edge_ad.training.calibration import fit_normalisation
 from edge_ad.training.detector import RAW
 
@@ -101,6 +103,33 @@ def test_a_tile_of_a_larger_scale_does_not_rule_the_image():
         scores[stage] = with_thresholds(quiet_defect[0], color="rgb").pred_score
     assert scores[NormalisationStage.TILE] > 0.5
     assert scores[NormalisationStage.TILE] > scores[NormalisationStage.IMAGE]
+
+
+def test_a_global_model_and_the_tiles_are_each_scaled_by_their_own():
+    setup = replace(SETUP, global_model=True)
+    raw = fake_detector(replace(tiny_manifest(setup, normalisation=RAW), merge=Merge(ScoreMerge.MEAN, 2.0, 0.0)))
+    normalisation = fit_normalisation(raw, images())
+    tiles = fit_normalisation(detector(), images())
+    assert (normalisation.fusion.tiles_score, normalisation.fusion.tiles_map) == (tiles.score, tiles.map)
+    gain, offset = head_constants(WHOLE)
+    whole = [gain * np.abs(small.mean(2) - small[:, :, 0]) / 255 + offset for small in (resized(i) for i in images())]
+    maxima = np.array([anomaly_map.max() for anomaly_map in whole])
+    assert normalisation.fusion.global_score.low == pytest.approx(maxima.min(), rel=1e-5)
+    assert normalisation.fusion.global_score.threshold == pytest.approx(sigma3(maxima), rel=1e-5)
+    assert normalisation.fusion.global_map.low == pytest.approx(np.median([np.median(m) for m in whole]), rel=1e-5)
+    # Then the fused values
+    scores = VALUES[:, :, 1].mean(1)
+    fused = np.maximum(scaled(scores, scores), scaled(maxima, maxima))
+    assert normalisation.score.low == pytest.approx(fused.min(), abs=1e-5)
+    assert normalisation.score.threshold == pytest.approx(sigma3(fused), rel=1e-4)
+
+
+def resized(image):
+    return cv2.resize(image, (7, 5), interpolation=cv2.INTER_AREA).astype(float)
+
+
+def scaled(values, fitted_on):
+    return 0.5 * (values - fitted_on.min()) / (sigma3(fitted_on) - fitted_on.min())
 
 
 def test_progress_reaches_the_end():
