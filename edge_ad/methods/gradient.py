@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from edge_ad.errors import BatchTooLargeError, DivergedError, InputError, TooFewImagesError
 from edge_ad.methods.head_inputs import HeadInputs
-from edge_ad.methods.tile_model import HeadInt8, TileModel, TileStream
+from edge_ad.methods.tile_model import HeadInt8, Losses, TileModel, TileStream
 from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import Size
 
@@ -74,6 +74,8 @@ class GradientModel(TileModel):
         schedule: one of `schedules`: ``"paper"``, 200 steps of 32 tiles as in arXiv 2403.04932, or ``"original"``, the
             method's own authors'; `default_schedule` where None.
         steps, batch_size, learning_rate: replace the schedule's.
+        bf16: run convolutions and products of training steps in bfloat16, weights stay float32: up to twice the speed
+            on machines that have it.
 
     Raises:
         InputError: no such schedule, or a number that is not positive.
@@ -93,6 +95,7 @@ class GradientModel(TileModel):
         steps: int | None = None,
         batch_size: int | None = None,
         learning_rate: float | None = None,
+        bf16: bool = False,
     ) -> None:
         schedule = schedule or self.default_schedule
         if schedule not in self.schedules:
@@ -102,7 +105,8 @@ class GradientModel(TileModel):
             raise InputError(f"{self.name}: expected positive numbers, but got {', '.join(bad)}")
         changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         self.schedule = replace(self.schedules[schedule], **changes)
-        super().__init__(tile_size, config | {"schedule": schedule} | given)
+        self.bf16 = bf16
+        super().__init__(tile_size, config | {"schedule": schedule} | given | ({"bf16": True} if bf16 else {}))
 
     @abstractmethod
     def new_head(self) -> nn.Module:
@@ -169,8 +173,9 @@ class GradientModel(TileModel):
             head = self.new_head().to(self.device)
             with torch.no_grad():
                 self.prepare(head, inputs.batches(training, size))
-            for stage in self.stages(head):
-                self._train(stage, head, inputs, training, validation, progress)
+            self.losses = tuple(
+                self._train(stage, head, inputs, training, validation, progress) for stage in self.stages(head)
+            )
             with torch.no_grad():
                 self.finish(head.eval(), inputs.batches(validation or training, size))
         return head.cpu()
@@ -183,16 +188,20 @@ class GradientModel(TileModel):
         training: Sequence[int],
         validation: Sequence[int],
         progress: Progress,
-    ) -> None:
+    ) -> Losses:
         schedule, where = self.schedule, inputs.tiles.locations[0].name
         size, epoch = schedule.batch_size, len(training) // schedule.batch_size
         steps = schedule.steps or (schedule.epochs or 1) * epoch
         optimiser = schedule.optimiser(stage.module.parameters(), lr=schedule.learning_rate)
-        good, best, lowest = _state(head), _state(head), float("inf")
+        good, best, lowest, kept = _state(head), _state(head), float("inf"), steps
+        seen: list[float] = []
+        validated: list[tuple[int, float]] = []
         for step, batch in zip(range(1, steps + 1), _batches(training, size), strict=False):
-            loss = stage.loss(head.train(), inputs[batch])
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                loss = stage.loss(head.train(), inputs[batch])
             _check_finite(loss, where, step, good)
             good = _state(head)
+            seen.append(loss.item())
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -201,12 +210,14 @@ class GradientModel(TileModel):
             if schedule.keep_best and (step % epoch == 0 or step == steps):
                 value = self._validate(stage, head.eval(), inputs, validation)
                 _check_finite(value, where, step, good)
+                validated.append((step, value.item()))
                 if value < lowest:
-                    best, lowest = _state(head), float(value)
+                    best, lowest, kept = _state(head), value.item(), step
             progress(step, steps, stage.what)
         if schedule.keep_best:
             head.load_state_dict(best)
         _check_finite(torch.stack([value.sum() for value in stage.module.parameters()]), where, steps, good)
+        return Losses(stage.what, tuple(seen), tuple(validated), kept)
 
     @torch.no_grad()
     def adapt(self, head: nn.Module, tiles: TileStream, seed: int) -> nn.Module:

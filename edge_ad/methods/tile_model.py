@@ -29,6 +29,23 @@ from edge_ad.tiling import WHOLE, Location, Size, TileGrid
 Extract = Callable[[Tensor], Sequence[Tensor]]  # uint8 (N, h, w, 3) RGB -> feature tensors, batch first
 
 
+@dataclass(frozen=True)
+class Losses:
+    """What a stage of training saw of its loss.
+
+    Args:
+        stage: what was trained.
+        training: of every step.
+        validation: (step, mean loss on the images held out) wherever it was measured.
+        kept_step: whose state was kept; the last one's where none is chosen.
+    """
+
+    stage: str
+    training: tuple[float, ...]
+    validation: tuple[tuple[int, float], ...]
+    kept_step: int
+
+
 class HeadInt8(StrEnum):
     """What becomes of a head in an int8 bundle, whose extractor is quantised. Found by measurement, per method."""
 
@@ -114,6 +131,7 @@ class TileModel(ABC):
         config: everything needed to build it again (`create_model`), JSON types only.
         weights_source: where the extractor's weights came from.
         device: where heads are fitted.
+        losses: of the stages of the latest `fit`; none where nothing is trained step by step.
     """
 
     name: ClassVar[str]
@@ -129,6 +147,7 @@ class TileModel(ABC):
         self.tile_size = tile_size
         self.config = config
         self.device = torch.device("cpu")
+        self.losses: tuple[Losses, ...] = ()
 
     @abstractmethod
     def head_from_state(self, state: Mapping[str, Tensor]) -> nn.Module:

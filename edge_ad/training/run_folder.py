@@ -5,6 +5,7 @@
     RUN/run.json                           settings, data, seed, versions: written first
     RUN/extractor.safetensors              the frozen part, stored once
     RUN/tile_models/r00_c00.safetensors    one head per tile model, written as soon as it is fitted
+    RUN/losses/r00_c00.json                what its training saw of its loss, where it was trained step by step
     RUN/diverged/r00_c00.safetensors       last good state of a head whose training diverged; nothing reads it back
     RUN/normalisation.json                 thresholds and scales, written last: a run with it is complete
 
@@ -15,7 +16,7 @@ settings it was begun with.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from edge_ad.bundle.manifest import Normalisation, NormalisationStage, ScoreMerg
 from edge_ad.errors import IncompleteRunError, RunMismatchError, WrongWeightsError
 from edge_ad.imaging import PixelFormat
 from edge_ad.methods import create_model
-from edge_ad.methods.tile_model import TileModel
+from edge_ad.methods.tile_model import Losses, TileModel
 from edge_ad.methods.weights import fill
 from edge_ad.records import from_plain, to_plain
 from edge_ad.setups import Setup
@@ -125,9 +126,23 @@ class RunFolder:
         """Whether thresholds have been fitted."""
         return (self.path / "normalisation.json").exists()
 
-    def write_head(self, location: Location, head: nn.Module) -> None:
-        """Store one fitted head."""
+    def write_head(self, location: Location, head: nn.Module, losses: Sequence[Losses] = ()) -> None:
+        """Store one fitted head, after the losses of its training: a head that is there has them too."""
+        if losses:
+            atomic.write_json(self._losses_path(location), to_plain(losses))
         save_tensors(self.head_path(location), head.state_dict())
+
+    def losses(self, location: Location) -> tuple[Losses, ...]:
+        """Of the stages of one tile model's training. Raises `IncompleteRunError` where the file is damaged."""
+        path = self._losses_path(location)
+        if not path.exists():
+            return ()
+        value = _read_json(path, "delete it; the model does not need it")
+        found: tuple[Losses, ...] = from_plain(tuple[Losses, ...], value, str(path), IncompleteRunError)
+        return found
+
+    def _losses_path(self, location: Location) -> Path:
+        return self.path / "losses" / f"{location.name}.json"
 
     def write_diverged(self, location: Location, state: Mapping[str, Tensor]) -> Path:
         """Store the last good state of a head whose training diverged, apart from the fitted ones. Returns its file."""

@@ -181,7 +181,7 @@ class EnsembleTrainer:
             except DivergedError as error:
                 path = self.run.write_diverged(location, error.state)
                 raise DivergedError(f"{error}; the last good state is in {path}", error.state) from error
-            self.run.write_head(location, head)
+            self.run.write_head(location, head, self.model.losses)
         self.model.to(torch.device("cpu"))  # where thresholds are fitted
         if not self.run.has_normalisation:
             self.run.write_normalisation(self._normalisation())

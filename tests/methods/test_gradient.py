@@ -134,6 +134,49 @@ def test_the_state_of_lowest_validation_loss_is_kept():
     assert 0 <= start < 1
 
 
+def test_losses_are_those_of_the_steps_and_the_step_kept_is_told():
+    model = Mean((4, 4), schedule="original")
+    head = model.fit(stream(VALUES), seed=0)
+    (losses,) = model.losses
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        value = float(torch.rand(1))
+    expected = []
+    for batch in model.batches:
+        expected.append(np.mean((value - np.array(batch)) ** 2))
+        value -= 0.25 * 2 * (value - np.mean(batch))
+    assert losses.stage == "training"
+    assert losses.training == pytest.approx(expected, rel=1e-4)
+    assert [step for step, _ in losses.validation] == [2, 4, 6]  # after every epoch
+    assert losses.kept_step == min(losses.validation, key=lambda pair: pair[1])[0]
+    _, held_out = model._split(stream(VALUES), seed=0)
+    lowest = np.mean([(head.value.item() - VALUES[n] / 100) ** 2 for n in held_out])
+    assert min(loss for _, loss in losses.validation) == pytest.approx(lowest, rel=1e-4)
+    plain = Mean((4, 4))
+    plain.fit(stream(VALUES), seed=0)
+    assert (plain.losses[0].validation, plain.losses[0].kept_step) == ((), 10)
+
+
+def test_bf16_is_for_products_of_training_steps_alone():
+    class Product(Mean):
+        """(value x brightness - 1)^2 by a matrix product: its dtype is seen."""
+
+        seen = ()
+
+        def loss(self, head, inputs):
+            product = inputs[0][:, None] @ head.value[None]
+            self.seen = (*self.seen, (head.training, product.dtype))
+            return ((product.float() - 1) ** 2).mean()
+
+    for bf16, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        model = Product((4, 4), schedule="original", bf16=bf16)
+        head = model.fit(stream(VALUES), seed=0)
+        assert {dtype for training, dtype in model.seen if training} == {dtype}
+        assert {dtype for training, dtype in model.seen if not training} == {torch.float32}
+        assert head.value.dtype == torch.float32
+        assert model.config.get("bf16", False) is bf16
+
+
 def test_divergence_stops_at_the_last_good_state():
     class Diverging(Mean):
         steps_done = 0

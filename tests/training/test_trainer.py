@@ -7,24 +7,27 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import scene, scene_images, tile_setup, tiny_model, tiny_run, write_images
+from tiny_run import BACKBONE, scene, scene_images, tile_setup, tiny_model, tiny_run, write_images
 
 from edge_ad.bundle.manifest import NormalisationStage, ScoreMerge
 from edge_ad.data.layouts import read_dataset
 from edge_ad.errors import (
     DataNotFoundError,
+    IncompleteRunError,
     InputError,
     OutputWriteError,
     RunMismatchError,
     TooFewImagesError,
 )
 from edge_ad.imaging import encode_png
+from edge_ad.methods import create_model
 from edge_ad.setups import SETUPS, Sharing
-from edge_ad.tiling import Location
+from edge_ad.tiling import WHOLE, Location
 from edge_ad.training import run_folder
 from edge_ad.training.run_folder import RunFolder
 from edge_ad.training.trainer import hold_out, read_training_images, run_images, train
@@ -48,6 +51,9 @@ def mean_embedding(run: RunFolder, images: np.ndarray, locations: tuple[Location
     padded = np.pad(images, ((0, 0), (0, padded_height - height), (0, padded_width - width), (0, 0)))
     crops = []
     for location in locations:
+        if location == WHOLE:
+            crops.append(np.stack([cv2.resize(i, setup.tile_size[::-1], interpolation=cv2.INTER_AREA) for i in images]))
+            continue
         top, left = location.row * setup.stride[0], location.col * setup.stride[1]
         crops.append(padded[:, top : top + setup.tile_size[0], left : left + setup.tile_size[1]])
     (embedding,) = run.model().extract(torch.from_numpy(np.ascontiguousarray(np.concatenate(crops))))
@@ -71,6 +77,7 @@ SMALL = {
     for name, setup in SETUPS.items()
 }
 MODELS = {"sm256": 1, "sm512": 1, "st4": 1, "st9": 1, "ens4": 4, "ens9": 9}
+MODELS |= {f"{name}+global": MODELS[name] + 1 for name in ("st4", "st9", "ens4", "ens9")}
 
 
 @pytest.mark.parametrize("name", SETUPS)
@@ -80,7 +87,7 @@ def test_every_setup(name, tmp_path):
     assert len(list((run.path / "tile_models").iterdir())) == MODELS[name]
     assert run.missing() == ()
     for model in setup.model_locations:
-        served = setup.grid.locations if setup.sharing is Sharing.ALL else (model,)
+        served = setup.grid.locations if setup.sharing is Sharing.ALL and model != WHOLE else (model,)
         assert_fitted_on(run, images.fit, model, served)
 
 
@@ -339,3 +346,22 @@ def test_a_calibration_folder_that_is_not_there(run_of_files, tmp_path):
     (tmp_path / "empty" / "normal").mkdir(parents=True)
     with pytest.raises(InputError):
         run_images(run, tmp_path / "empty")
+
+
+def test_losses_are_kept_beside_the_heads(tmp_path):
+    images = scene_images(SMALL["ens4"])
+    model = create_model("stfpm", (32, 32), backbone=BACKBONE, weights="none", steps=3, batch_size=2)
+    run = train(model, SMALL["ens4"], images, tmp_path / "run", seed=0)
+    for location in SMALL["ens4"].model_locations:
+        (losses,) = run.losses(location)
+        assert (losses.stage, len(losses.training)) == ("training", 3)
+    assert run.losses(location) == model.losses  # of the location fitted last
+    (run.path / "losses" / f"{location.name}.json").write_text("[{}]")
+    with pytest.raises(IncompleteRunError, match="missing stage, training, validation, kept_step"):
+        run.losses(location)
+
+
+def test_there_are_no_losses_where_nothing_is_trained_step_by_step(tmp_path):
+    run, _ = tiny_run(tmp_path / "run", SMALL["st4"])
+    assert run.losses(Location(0, 0)) == ()
+    assert not (run.path / "losses").exists()
