@@ -45,11 +45,13 @@ def use_weights(path: str) -> None:
     timm.create_model = create_model
 
 
-def build(method: str, size: tuple[int, int]):
+def build(method: str, size: tuple[int, int], coreset_ratio: float):
     """Its Lightning module, untrained, for images of ``size``."""
     from anomalib import models
 
     name, arguments = MODELS[method]
+    if method == "patchcore":
+        arguments = arguments | {"coreset_sampling_ratio": coreset_ratio}
     kind = getattr(models, name)
     return kind(
         **arguments,
@@ -104,12 +106,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--coreset-ratio", type=float, default=0.1)
     given = parser.parse_args()
 
     use_weights(given.weights)
     torch.manual_seed(given.seed)
     pixels = np.load(given.source)
-    module = build(given.method, pixels["train"].shape[1:3])
+    module = build(given.method, pixels["train"].shape[1:3], given.coreset_ratio)
     if "channels" in pixels:  # the random choice is no part of the comparison
         module.model.idx = torch.from_numpy(pixels["channels"])
 

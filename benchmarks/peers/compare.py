@@ -91,6 +91,7 @@ class Options:
     weights: Path
     steps: int
     batch_size: int
+    coreset_ratio: float
 
 
 def ours(method: str, seed: int, data: Data, options: Options) -> Figures:
@@ -98,6 +99,8 @@ def ours(method: str, seed: int, data: Data, options: Options) -> Figures:
     config: dict[str, Any] = {"backbone": "resnet18", "weights": str(options.weights)}
     if method == "padim":
         config["seed"] = seed  # of its channels
+    if method == "patchcore":
+        config["coreset_ratio"] = options.coreset_ratio
     model = create_model(method, SETUP.tile_size, **config)
     if isinstance(model, GradientModel):
         config |= {"steps": options.steps, "batch_size": options.batch_size}
@@ -119,6 +122,7 @@ def theirs(method: str, seed: int, data: Data, options: Options) -> Figures:
         np.savez(folder / "in.npz", train=data.images.fit, test=data.test, **channels)
         command = [options.peer_python, WORKER, method, options.weights, folder / "in.npz", folder / "out.npz"]
         numbers = {"--steps": options.steps, "--batch-size": options.batch_size, "--seed": seed}
+        numbers |= {"--coreset-ratio": options.coreset_ratio}
         subprocess.run(
             [str(part) for part in (*command, *(each for pair in numbers.items() for each in pair))],
             check=True,
@@ -156,6 +160,7 @@ PATH = click.Path(exists=True, path_type=Path)
 @click.option("--methods", default=",".join(METHODS), show_default=True)
 @click.option("--steps", default=200, show_default=True, help="Of methods trained by gradient descent.")
 @click.option("--batch-size", default=32, show_default=True)
+@click.option("--coreset-ratio", default=0.1, show_default=True, help="PatchCore's; theirs takes GBs from 0.02 on.")
 @click.option("--seeds", default=1, show_default=True, help="Runs of each, their figures averaged.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="JSON lines; continued if there.")
 def main(
@@ -165,11 +170,12 @@ def main(
     methods: str,
     steps: int,
     batch_size: int,
+    coreset_ratio: float,
     seeds: int,
     output: Path,
 ) -> None:
     """Train and score with both, and print a table."""
-    options = Options(peer_python, weights.resolve(), steps, batch_size)
+    options = Options(peer_python, weights.resolve(), steps, batch_size, coreset_ratio)
     lines = list(_read(output, options))
     done = {(line["method"], line["data"], line["seed"], line["side"]) for line in lines}
     for root in data:
@@ -179,7 +185,8 @@ def main(
         for method, seed, (side, run) in itertools.product(methods.split(","), range(seeds), SIDES.items()):
             if (method, root.name, seed, side) not in done:
                 line = {"method": method, "data": root.name, "seed": seed, "side": side}
-                line |= {"steps": steps, "batch": batch_size, **run(method, seed, decoded, options)}
+                line |= {"steps": steps, "batch": batch_size, "coreset_ratio": coreset_ratio}
+                line |= run(method, seed, decoded, options)
                 with output.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
                 click.echo(json.dumps(line), err=True)
@@ -191,7 +198,8 @@ def _read(output: Path, options: Options) -> Iterator[Line]:
     """Lines that are there already, made with the same schedule."""
     for line in output.read_text(encoding="utf-8").splitlines() if output.exists() else ():
         found = json.loads(line)
-        if (found["steps"], found["batch"]) == (options.steps, options.batch_size):
+        told = (found["steps"], found["batch"], found["coreset_ratio"])
+        if told == (options.steps, options.batch_size, options.coreset_ratio):
             yield found
 
 
