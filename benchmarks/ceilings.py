@@ -16,6 +16,7 @@ import numpy as np
 from edge_ad.benchmarks.environment import usable_cpus
 from edge_ad.benchmarks.timing import time_interleaved
 from edge_ad.bundle.manifest import Graph, Manifest, Precision
+from edge_ad.setups import ExtractorScope
 
 _SIDE = 1024
 _COPY_BYTES = 64 * 2**20  # beyond the last-level cache of most machines, within the memory of all
@@ -141,10 +142,10 @@ def _in_session_order(manifest: Manifest) -> tuple[Graph, ...]:
 
 
 def _runs(manifest: Manifest, graph: Graph) -> int:
-    """How often one image runs a graph: the extractor for every location, a head for those of its model."""
+    """How often one image runs a graph: the extractor for what it is shown, a head for the locations of its model."""
     setup = manifest.setup
     if graph is manifest.shared:
-        return len(setup.locations)
+        return 1 if setup.extractor_scope is ExtractorScope.IMAGE else len(setup.locations)
     return sum(setup.model_of(location) == graph.location for location in setup.locations)
 
 

@@ -31,7 +31,9 @@ from edge_ad.benchmarks.timing import Timing, check_counts, time_interleaved
 from edge_ad.errors import InputError
 from edge_ad.imaging import resize
 from edge_ad.runtime.detector import Detector
+from edge_ad.runtime.feature_windows import FeatureWindows
 from edge_ad.runtime.session import Session
+from edge_ad.setups import ExtractorScope
 
 WARMUP = 1000
 ITERATIONS = 1000
@@ -167,13 +169,25 @@ class BareRun:
         if setup.global_model:
             tiles.append([resize(image, setup.tile_size) for image in images])
         self._shared = detector.shared
+        self._whole: dict[str, Any] | None = None
+        windows: list[dict[str, Any]] = [{} for _ in setup.locations]
+        if self._shared and setup.extractor_scope is ExtractorScope.IMAGE:
+            self._whole = {"image": np.stack([setup.grid.pad(image) for image in images])}
+            found = {name: self._shared.fetch(handle) for name, handle in self._shared.run(self._whole).items()}
+            cutter = FeatureWindows(setup.grid, self._shared.outputs, len(images))
+            windows = [
+                {name: part.copy() for name, part in cutter.cut(found, location).items()}
+                for location in setup.locations
+            ]
         self._steps = [
-            _Step({"image": np.stack(batch)}, detector.heads[setup.model_of(location)])
-            for location, batch in zip(setup.locations, tiles, strict=True)
+            _Step({"image": np.stack(batch), **features}, detector.heads[setup.model_of(location)])
+            for location, batch, features in zip(setup.locations, tiles, windows, strict=True)
         ]
 
     def __call__(self) -> None:
         """Run every graph as often as one batch needs."""
+        if self._shared and self._whole:
+            self._shared.run(self._whole)
         for feeds, head in self._steps:
-            features = self._shared.run(feeds) if self._shared else {}
+            features = self._shared.run(feeds) if self._shared and not self._whole else {}
             head.run({**feeds, **features})

@@ -16,6 +16,13 @@ class Sharing(StrEnum):
     ALL = "all"  # one model for all locations
 
 
+class ExtractorScope(StrEnum):
+    """What the frozen extractor is shown."""
+
+    TILE = "tile"  # every tile by itself, as in arXiv 2403.04932: overlapping pixels several times
+    IMAGE = "image"  # the whole image once; heads read their windows of the feature maps
+
+
 @dataclass(frozen=True)
 class Setup:
     """How an image is cut and whether models are shared.
@@ -25,6 +32,8 @@ class Setup:
         image_size, tile_size, stride: (height, width), pixels.
         sharing: one model per location, or one for all.
         global_model: one more model, of the whole image shrunk to a tile: tiles cannot see that a part is missing.
+        extractor_scope: what the extractor is shown. With ``"image"`` features at a tile's edge know what lies beyond
+            it, and where tiles overlap the extractor does its work once.
     """
 
     name: str
@@ -33,11 +42,17 @@ class Setup:
     stride: Size
     sharing: Sharing
     global_model: bool = False
+    extractor_scope: ExtractorScope = ExtractorScope.TILE
 
     @property
     def grid(self) -> TileGrid:
         """The tile plan. Raises `GeometryError` where the sizes make none."""
         return TileGrid(self.image_size, self.tile_size, self.stride)
+
+    @property
+    def extractor_size(self) -> Size:
+        """(height, width) the extractor is built for: of a tile, or of the padded image."""
+        return self.tile_size if self.extractor_scope is ExtractorScope.TILE else self.grid.padded_size
 
     @property
     def model_locations(self) -> tuple[Location, ...]:
@@ -66,12 +81,15 @@ class Setup:
     def _whole(self) -> tuple[Location, ...]:
         if self.global_model and len(self.grid) == 1:
             raise GeometryError("a global model beside one tile would see the same: leave one of them out")
+        if self.global_model and self.extractor_scope is ExtractorScope.IMAGE:
+            raise GeometryError("a global model needs an extractor of the tiles' size: extractor scope 'tile'")
         return (WHOLE,) if self.global_model else ()
 
     def __str__(self) -> str:
+        once = ", extractor once" if self.extractor_scope is ExtractorScope.IMAGE else ""
         return (
             f"{self.name} ({format_size(self.image_size)} image, {len(self.grid)} tiles of "
-            f"{format_size(self.tile_size)}, {len(self.model_locations)} models)"
+            f"{format_size(self.tile_size)}, {len(self.model_locations)} models{once})"
         )
 
 
@@ -102,6 +120,7 @@ def make_setup(
     stride: Size | None = None,
     sharing: Sharing | None = None,
     global_model: bool | None = None,
+    extractor_scope: ExtractorScope = ExtractorScope.TILE,
 ) -> Setup:
     """A named setup, or one with parts of it replaced (then named ``"custom"``).
 
@@ -132,6 +151,7 @@ def make_setup(
     if image_size is not None and named.tile_size == named.image_size and tile_size is None:
         given |= {"tile_size": image_size, "stride": image_size}  # a single model stays one
     setup = replace(named, **given)  # type: ignore[arg-type]
-    setup.model_locations  # noqa: B018 - raises where the sizes make no grid
+    replace(setup, extractor_scope=extractor_scope).model_locations  # noqa: B018 - raises where they make no grid
     known = (other for other in SETUPS.values() if replace(setup, name=other.name) == other)
-    return next(known, replace(setup, name="custom"))
+    found = next(known, replace(setup, name="custom"))
+    return found if extractor_scope is ExtractorScope.TILE else replace(found, extractor_scope=extractor_scope)

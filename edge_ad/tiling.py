@@ -149,6 +149,31 @@ class TileGrid:
             if rows.start <= row < rows.stop and cols.start <= col < cols.stop
         )
 
+    def window_on(self, location: Location, positions: Size) -> tuple[slice, slice]:
+        """Rows and columns of a tile on a map of ``positions`` (rows, columns) over the whole padded image.
+
+        >>> TileGrid((512, 512), (256, 256), (128, 128)).window_on(Location(0, 2), (32, 32))
+        (slice(0, 16, None), slice(16, 32, None))
+
+        Raises:
+            GeometryError: the tile does not begin and end between two positions.
+        """
+        slices = []
+        for padded_px, tile_px, stride_px, count, index in zip(
+            self.padded_size, self.tile_size, self.stride, positions, location, strict=True
+        ):
+            reduction = padded_px // count
+            if padded_px % count or tile_px % reduction or (stride_px % reduction and index):
+                raise GeometryError(
+                    f"tiles of {tile_px} px every {stride_px} px do not fall on the positions of a feature map, which "
+                    f"has {count} for {padded_px} px: use multiples of {-(-padded_px // count)} px, or the extractor "
+                    "scope 'tile'"
+                )
+            start = index * stride_px // reduction
+            slices.append(slice(start, start + tile_px // reduction))
+        rows, cols = slices
+        return rows, cols
+
     def pad(self, image: NDArray[Any]) -> NDArray[Any]:
         """Zero-pad ``image`` (H, W) or (H, W, C) to `padded_size`; the same array where nothing is missing."""
         if image.shape[:2] != self.image_size:

@@ -53,6 +53,7 @@ from edge_ad.runtime.sessions import open_session
 from edge_ad.tiling import Location
 from edge_ad.training.calibration import fit_normalisation
 from edge_ad.training.detector import RAW, run_detector, run_manifest
+from edge_ad.training.extractor import extractor_model, extractor_stream, held_features
 from edge_ad.training.run_folder import RunFolder
 from edge_ad.training.torch_graph import TorchGraph, head_graph, shared_graph
 from edge_ad.training.trainer import TrainingImages
@@ -140,27 +141,34 @@ def _write_graphs(
     quantised = options.precision is Precision.INT8
     same_images = images.source.training == run.settings.data.training
 
-    def stream(locations: tuple[Location, ...], extract: Extract) -> TileStream:
-        return TileStream(images.fit, setup.grid, locations, extract, REFIT_BATCH, with_image=model.head_takes_image)
-
-    shared = shared_graph(model)
+    extractor = extractor_model(model, setup)
+    shared, tile_features = shared_graph(extractor), shared_graph(model)
     converted = writer.convert(shared)
     if quantised:
         progress(0, 1, "quantising the extractor")
-        tiles = calibration_tiles(stream(setup.locations, model.extract))
+        tiles = calibration_tiles(extractor_stream(setup, images.fit, extractor.extract, REFIT_BATCH))
         converted = quantise(converted, [{"image": tile[None]} for tile in tiles], options.format)
     graphs = [_write(stage, writer, converted, shared, Role.SHARED, None, options.precision)]
 
-    extract: Extract = model.extract
+    extract: Extract = extractor.extract
     if quantised:
         path = stage / graphs[0].files[0].path
         extract = EngineExtract(
             open_session(path, options.format, "CPU", precision=ExecutionPrecision.F32, batch_size=REFIT_BATCH),
             model.feature_names,
         )
+    image_features = held_features(setup, images.fit, extract, REFIT_BATCH, model.device) if quantised else None
     for index, location in enumerate(setup.model_locations):
         progress(index, len(setup.model_locations), f"exporting {location.name}")
-        own = stream(setup.tiles_of(location), extract)
+        own = TileStream(
+            images.fit,
+            setup.grid,
+            setup.tiles_of(location),
+            extract,
+            REFIT_BATCH,
+            with_image=model.head_takes_image,
+            image_features=image_features,
+        )
         head = run.head(model, location)
         if quantised:
             seed = location_seed(run.settings.seed, location)
@@ -168,7 +176,7 @@ def _write_graphs(
                 head = model.adapt(head, own, seed)
             else:
                 head = model.refit(head, own, seed) if same_images else model.fit(own, seed)
-        graph = head_graph(model, head, shared)
+        graph = head_graph(model, head, tile_features)
         converted, stored = writer.convert(graph), options.precision
         if quantised and model.head_int8 is HeadInt8.QUANTISE:
             feeds = head_feeds(own, [spec.name for spec in graph.inputs])

@@ -19,6 +19,7 @@ from edge_ad import atomic
 from edge_ad.bundle.files import Bundle
 from edge_ad.bundle.manifest import Format, NormalisationStage, Scale
 from edge_ad.errors import InputError, OutputExistsError
+from edge_ad.setups import ExtractorScope
 from edge_ad.tiling import Location
 
 MODEL_INFO = {
@@ -76,6 +77,8 @@ def _scales(bundle: Bundle, location: Location) -> tuple[Scale, Scale]:
     if location not in locations:
         names = ", ".join(each.name for each in locations)
         raise InputError(f"{bundle.path} has no tile {location.name}; it has {names}")
+    if manifest.setup.extractor_scope is ExtractorScope.IMAGE and len(locations) > 1:
+        raise InputError(f"the extractor of {bundle.path} sees whole images; train with --extractor-scope tile")
     norm = manifest.normalisation
     if norm.stage is NormalisationStage.TILE:
         index = locations.index(location)

@@ -40,16 +40,21 @@ Feeds = Mapping[str, NDArray[Any]]  # one sample: input name to array with a bat
 
 def calibration_tiles(stream: TileStream, count: int = CALIBRATION_TILES) -> NDArray[np.uint8]:
     """Up to ``count`` tiles (n, h, w, 3), drawn evenly over all images and locations of ``stream``."""
-    return stream.cut(np.unique(np.linspace(0, len(stream) - 1, min(count, len(stream))).astype(int)).tolist())
+    return stream.cut(_spread(stream, count))
 
 
 def head_feeds(stream: TileStream, names: Sequence[str], count: int = HEAD_CALIBRATION_TILES) -> list[Feeds]:
     """What a head with inputs ``names`` is fed for up to ``count`` tiles of ``stream``."""
-    inputs = [value.numpy() for value in stream.head_inputs(calibration_tiles(stream, count))]
+    inputs = [value.numpy() for value in stream.head_inputs(_spread(stream, count))]
     return [
         {name: value[index : index + 1] for name, value in zip(names, inputs, strict=True)}
         for index in range(len(inputs[0]))
     ]
+
+
+def _spread(stream: TileStream, count: int) -> list[int]:
+    numbers: list[int] = np.unique(np.linspace(0, len(stream) - 1, min(count, len(stream))).astype(int)).tolist()
+    return numbers
 
 
 def quantise(

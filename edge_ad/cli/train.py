@@ -18,7 +18,7 @@ from edge_ad.cli.options import (
 )
 from edge_ad.imaging import Alpha, PixelFormat
 from edge_ad.methods import METHODS
-from edge_ad.setups import SETUPS, Sharing
+from edge_ad.setups import SETUPS, ExtractorScope, Sharing
 from edge_ad.tiling import Size
 
 
@@ -35,6 +35,13 @@ from edge_ad.tiling import Size
 @click.option("--stride", type=SizeType(), help="Replaces the setup's.  [default with --tile-size: the tile size]")
 @click.option("--sharing", type=choice(Sharing), help="One model per location, or one for all.")
 @click.option("--global-model", is_flag=True, help="One more model, of the whole image shrunk to a tile.")
+@click.option(
+    "--extractor-scope",
+    type=choice(ExtractorScope),
+    default="tile",
+    show_default=True,
+    help="What the frozen extractor sees: every tile, or the whole image once.",
+)
 @click.option("--backbone", help="Any timm network.  [default: the method's, tf_efficientnet_lite0 for most]")
 @click.option("--layers", help="timm layers to tap, comma separated.  [default: the method's]")
 @click.option("--weights", default="auto", show_default=True, metavar="auto|none|FILE", help="Pretrained weights.")
@@ -68,6 +75,7 @@ def command(
     stride: Size | None,
     sharing: str | None,
     global_model: bool,
+    extractor_scope: str,
     backbone: str | None,
     layers: str | None,
     weights: str,
@@ -111,6 +119,7 @@ def command(
         stride=stride,
         sharing=Sharing(sharing) if sharing else None,
         global_model=global_model or None,
+        extractor_scope=ExtractorScope(extractor_scope),
     )
     with terminal_progress(not obj["quiet"]) as progress:
         images = read_training_images(

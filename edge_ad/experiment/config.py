@@ -43,7 +43,7 @@ from edge_ad.methods import METHODS
 from edge_ad.methods.backbone import DEFAULT_BACKBONE
 from edge_ad.records import from_plain, to_plain
 from edge_ad.runtime.session import ExecutionPrecision
-from edge_ad.setups import SETUPS, Setup, Sharing
+from edge_ad.setups import SETUPS, ExtractorScope, Setup, Sharing
 from edge_ad.tiling import Size
 from edge_ad.training.trainer import HELD_OUT_FRACTION
 
@@ -109,12 +109,21 @@ class SetupEntry:
     stride: Size | None = None
     sharing: Sharing = Sharing.LOCATION
     global_model: bool = False
+    extractor_scope: ExtractorScope = ExtractorScope.TILE
 
     @property
     def setup(self) -> Setup:
         """As the trainer takes it."""
         stride = self.stride or self.tile_size
-        setup = Setup(self.name, self.image_size, self.tile_size, stride, self.sharing, self.global_model)
+        setup = Setup(
+            self.name,
+            self.image_size,
+            self.tile_size,
+            stride,
+            self.sharing,
+            self.global_model,
+            self.extractor_scope,
+        )
         return setup if SETUPS.get(self.name) == setup else replace(setup, name="custom")
 
 
@@ -201,6 +210,7 @@ def _named_setup(name: str) -> dict[str, Any]:
         "stride": setup.stride,
         "sharing": str(setup.sharing),
         "global_model": setup.global_model,
+        "extractor_scope": str(setup.extractor_scope),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
@@ -88,13 +89,13 @@ class Cell:
 
     @property
     def _training(self) -> dict[str, Any]:
-        setup = to_plain(self.setup.setup)
-        if not self.setup.global_model:
-            del setup["global_model"]  # results of before there was one stay good
+        # Without fields at their defaults: results of before there were these stay good
+        setup = self.setup.setup
+        fields = (field for field in dataclasses.fields(setup) if getattr(setup, field.name) != field.default)
         return {
             "path": self.dataset.path,
             "layout": self.dataset.layout,
-            "setup": setup,
+            "setup": {field.name: getattr(setup, field.name) for field in fields},
             "weights": self.backbone.weights,
             "layers": self.backbone.layers,
             "parameters": self.parameters,

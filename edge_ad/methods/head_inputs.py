@@ -51,7 +51,7 @@ class HeadInputs:
         if self.held is not None:
             chosen = torch.as_tensor(indices)
             return tuple(whole[chosen].to(self.device) for whole in self.held)
-        parts = _finite(self.tiles.head_inputs(self.tiles.cut(indices)))
+        parts = _finite(self.tiles.head_inputs(indices))
         return tuple(part.to(self.device) for part in parts)
 
     def batches(self, indices: Sequence[int], size: int) -> Iterator[tuple[Tensor, ...]]:

@@ -27,6 +27,7 @@ from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import WHOLE, Location, Size, TileGrid
 
 Extract = Callable[[Tensor], Sequence[Tensor]]  # uint8 (N, h, w, 3) RGB -> feature tensors, batch first
+ImageFeatures = Callable[[Sequence[int]], Sequence[Tensor]]  # numbers of images -> features of the whole images
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class TileStream:
         batch_size: tiles per batch, at most.
         on_batch: called with the number of tiles after each batch.
         with_image: the head takes the tile itself before the features.
+        image_features: of whole padded images, where the extractor sees those: tiles' features are windows on them,
+            and ``extract`` is not called.
     """
 
     images: NDArray[np.uint8]
@@ -75,6 +78,7 @@ class TileStream:
     batch_size: int = 16
     on_batch: Callable[[int], object] | None = None
     with_image: bool = False
+    image_features: ImageFeatures | None = None
 
     def __len__(self) -> int:
         """Number of tiles."""
@@ -84,8 +88,7 @@ class TileStream:
         """Tiles uint8 (n, h, w, 3) by number: image by image within a location. A copy, zero outside the image."""
         tiles = np.zeros((len(indices), *self.grid.tile_size, 3), np.uint8)
         for tile, index in zip(tiles, indices, strict=True):
-            place, image = divmod(int(index), len(self.images))
-            location = self.locations[place]
+            location, image = self._place(index)
             if location == WHOLE:
                 tile[:] = resize(self.images[image], self.grid.tile_size)
                 continue
@@ -94,23 +97,37 @@ class TileStream:
             tile[: inside.shape[0], : inside.shape[1]] = inside
         return tiles
 
-    def head_inputs(self, tiles: NDArray[np.uint8]) -> tuple[Tensor, ...]:
-        """What the head is fed for ``tiles`` (n, h, w, 3): the tiles where it takes them, then the features."""
-        image = torch.from_numpy(tiles)
+    def head_inputs(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """What the head is fed for these tiles, one tensor (n, ...) per input, in this order."""
+        if self.image_features is not None:
+            features = self._windows(self.image_features, indices)
+            return (torch.from_numpy(self.cut(indices)), *features) if self.with_image else features
+        image = torch.from_numpy(self.cut(indices))
         features = tuple(self.extract(image))
         return (image, *features) if self.with_image else features
 
-    def tiles(self) -> Iterator[NDArray[np.uint8]]:
-        """All tiles in the order of their numbers, in batches (n, h, w, 3)."""
-        for start in range(0, len(self), self.batch_size):
-            yield self.cut(range(start, min(start + self.batch_size, len(self))))
-
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        """Batches of what the head is fed, one tensor (n, ...) per input."""
-        for tiles in self.tiles():
-            yield self.head_inputs(tiles)
+        """Batches of what the head is fed, in the order of the tiles' numbers."""
+        for start in range(0, len(self), self.batch_size):
+            numbers = range(start, min(start + self.batch_size, len(self)))
+            yield self.head_inputs(numbers)
             if self.on_batch:
-                self.on_batch(len(tiles))
+                self.on_batch(len(numbers))
+
+    def _place(self, index: int) -> tuple[Location, int]:
+        """Location, and number of the image, of a tile."""
+        location, image = divmod(int(index), len(self.images))
+        return self.locations[location], image
+
+    def _windows(self, image_features: ImageFeatures, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """Features of these tiles, cut from those of the images they lie in."""
+        locations, images = zip(*(self._place(index) for index in indices), strict=True)
+        windows = []
+        for whole in image_features(images):
+            height, width = whole.shape[-2:]
+            places = (self.grid.window_on(location, (height, width)) for location in locations)
+            windows.append(torch.stack([own[:, rows, cols] for own, (rows, cols) in zip(whole, places, strict=True)]))
+        return tuple(windows)
 
 
 class TileModel(ABC):

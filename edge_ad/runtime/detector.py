@@ -22,6 +22,7 @@ from edge_ad.bundle.files import read_bundle
 from edge_ad.bundle.manifest import Graph, Manifest, Normalisation, NormalisationStage, ScoreMerge
 from edge_ad.errors import BundleError, FrameError, InferenceError, InputError
 from edge_ad.imaging import Color, resize, to_rgb
+from edge_ad.runtime.feature_windows import FeatureWindows
 from edge_ad.runtime.fusion import fuse_maps, fuse_scores
 from edge_ad.runtime.normalisation import normalise, rescale
 from edge_ad.runtime.result import Result
@@ -30,6 +31,7 @@ from edge_ad.runtime.session import ExecutionPrecision, Session, TensorSpec
 from edge_ad.runtime.sessions import open_session
 from edge_ad.runtime.stopwatch import Stopwatch
 from edge_ad.runtime.stream import Capture, Drop
+from edge_ad.setups import ExtractorScope, Setup
 from edge_ad.tiling import WHOLE, Location, MapMerger, Size
 
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -85,8 +87,12 @@ class Detector:
         self.dropped = 0
         self.shared = shared
         self.heads = dict(zip(setup.model_locations, heads, strict=True))
-        _check_graphs(shared, self.heads, self.grid.tile_size)
+        once = shared is not None and setup.extractor_scope is ExtractorScope.IMAGE
+        self._windows = FeatureWindows(self.grid, shared.outputs, batch_size) if shared is not None and once else None
+        _check_graphs(shared, self.heads, setup, self._windows)
+        self._cuts_tiles = self._windows is None or any("image" in head.inputs for head in heads)
         self._tile = np.zeros((batch_size, *self.grid.tile_size, 3), np.uint8)
+        self._padded = np.zeros((batch_size, *self.grid.padded_size, 3), np.uint8)
         self._scaled = np.zeros((batch_size, *self.grid.tile_size), np.float32)
         self._tile_scores = np.zeros((batch_size, len(self.grid)), np.float32)
         self._merger = MapMerger(self.grid, (batch_size,))
@@ -291,10 +297,16 @@ class Detector:
     ) -> Iterator[tuple[Location, NDArray[np.float32], NDArray[np.float32]]]:
         """As `tiles`, for a whole batch: entries from ``len(images)`` on mean nothing."""
         self._check_images(images)
+        features = None
+        if self._windows:
+            features = self._features_of(images)
+            watch.lap("infer")
         for location in self.grid.locations:
-            tile = self._cut(images, location)
+            feeds: dict[str, Any] = {"image": self._cut(images, location)} if self._cuts_tiles else {}
+            if self._windows and features:
+                feeds |= self._windows.cut(features, location)
             watch.lap("tiles")
-            scores, maps = self._infer(tile, location)
+            scores, maps = self._infer(feeds, location)
             watch.lap("infer")
             self._check_finite(scores[: len(images)], location)
             yield location, scores, maps
@@ -306,16 +318,32 @@ class Detector:
         for small, image in zip(self._tile, images, strict=False):
             small[:] = resize(image, self.grid.tile_size)
         watch.lap("tiles")
-        scores, maps = (values[: len(images)].copy() for values in self._infer(self._tile, WHOLE))
+        scores, maps = (values[: len(images)].copy() for values in self._infer({"image": self._tile}, WHOLE))
         watch.lap("infer")
         self._check_finite(scores, WHOLE)
         self._check_finite(maps, WHOLE)
         return scores, maps
 
-    def _infer(self, tile: NDArray[np.uint8], location: Location) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Scores and maps of a whole batch of tiles by the model of ``location``: views into the session's outputs."""
+    def _features_of(self, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Feature maps (batch, C, h', w') of the whole padded images, valid until the extractor runs again."""
+        assert self.shared is not None
+        height, width = self.grid.image_size
+        if images.shape == self._padded.shape and images.flags.carray:
+            padded = images
+        else:
+            padded = self._padded
+            padded[: len(images), :height, :width] = images
+        return {name: self.shared.fetch(handle) for name, handle in self.shared.run({"image": padded}).items()}
+
+    def _infer(self, feeds: Mapping[str, Any], location: Location) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Scores and maps of a whole batch of tiles by the model of ``location``: views into the session's outputs.
+
+        Args:
+            feeds: the tiles; with features, where the extractor has run already.
+        """
         head = self.heads[self.manifest.setup.model_of(location)]
-        feeds = {"image": tile, **(self.shared.run({"image": tile}) if self.shared else {})}
+        if self.shared and not self._windows:
+            feeds = {**feeds, **self.shared.run(feeds)}
         outputs = head.run({name: feeds[name] for name in head.inputs})
         return head.fetch(outputs["pred_score"]), head.fetch(outputs["anomaly_map"])[:, 0]
 
@@ -433,13 +461,16 @@ def open_detector(
         return detector
 
 
-def _check_graphs(shared: Session | None, heads: Mapping[Location, Session], tile_size: Size) -> None:
+def _check_graphs(
+    shared: Session | None, heads: Mapping[Location, Session], setup: Setup, windows: FeatureWindows | None
+) -> None:
     """Do the graphs fit together and the tiles? Batch axes are the sessions' own matter."""
-    given: Tensors = {"image": ((*tile_size, 3), "uint8")}
-    wanted: Tensors = {"anomaly_map": ((1, *tile_size), "float32"), "pred_score": ((), "float32")}
+    given: Tensors = {"image": ((*setup.tile_size, 3), "uint8")}
+    wanted: Tensors = {"anomaly_map": ((1, *setup.tile_size), "float32"), "pred_score": ((), "float32")}
     if shared:
-        _check_tensors("the shared graph", "input", shared.inputs, given)
-        given |= {name: (spec.shape[1:], spec.dtype) for name, spec in shared.outputs.items()}
+        _check_tensors("the shared graph", "input", shared.inputs, {"image": ((*setup.extractor_size, 3), "uint8")})
+        shapes = windows.shapes if windows else {name: spec.shape[1:] for name, spec in shared.outputs.items()}
+        given |= {name: (shapes[name], spec.dtype) for name, spec in shared.outputs.items()}
     for location, head in heads.items():
         _check_tensors(f"head {location.name}", "input", head.inputs, given)
         _check_tensors(f"head {location.name}", "output", head.outputs, wanted)

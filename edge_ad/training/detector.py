@@ -21,6 +21,7 @@ from edge_ad.bundle.manifest import (
 from edge_ad.methods.tile_model import TileModel
 from edge_ad.runtime.detector import Detector
 from edge_ad.tiling import SEAM_BAND, SEAM_SIGMA_PX
+from edge_ad.training.extractor import extractor_model
 from edge_ad.training.run_folder import RunFolder
 from edge_ad.training.torch_graph import head_graph, shared_graph
 
@@ -40,10 +41,10 @@ def run_detector(
         batch_size: images per call of `Detector.raw`.
     """
     model = model or run.model()
-    shared = shared_graph(model)
+    setup, tile_features = run.settings.setup, shared_graph(model)
+    shared = shared_graph(extractor_model(model, setup))
     heads = [
-        head_graph(model, run.head(model, location), shared).session()
-        for location in run.settings.setup.model_locations
+        head_graph(model, run.head(model, location), tile_features).session() for location in setup.model_locations
     ]
     return Detector(run_manifest(run, normalisation or RAW), shared.session(), heads, batch_size=batch_size)
 

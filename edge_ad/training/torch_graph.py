@@ -63,7 +63,11 @@ def shared_graph(model: TileModel) -> TorchGraph:
 
 
 def head_graph(model: TileModel, head: nn.Module, shared: TorchGraph) -> TorchGraph:
-    """``features... -> anomaly_map, pred_score`` of one fitted head; ``image`` comes first where it takes it."""
+    """``features... -> anomaly_map, pred_score`` of one fitted head; ``image`` comes first where it takes it.
+
+    Args:
+        shared: the extractor over a tile, whose features the head is fed.
+    """
     inputs = (*(shared.inputs if model.head_takes_image else ()), *shared.outputs)
     outputs = (
         TensorSpec("anomaly_map", (1, 1, *model.tile_size), "float32"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,13 @@ from edge_ad.errors import (
 )
 from edge_ad.evaluation.thresholds import ThresholdRule
 from edge_ad.imaging import PixelFormat
-from edge_ad.methods.tile_model import TileModel, TileStream, location_seed
+from edge_ad.methods.tile_model import ImageFeatures, TileModel, TileStream, location_seed
 from edge_ad.progress import Progress, no_progress
 from edge_ad.setups import Setup
 from edge_ad.tiling import Location
 from edge_ad.training.calibration import fit_normalisation
 from edge_ad.training.detector import run_detector
+from edge_ad.training.extractor import extractor_model, held_features
 from edge_ad.training.run_folder import SCHEMA_VERSION, DataSource, RunFolder, RunSettings
 
 HELD_OUT_FRACTION = 0.15
@@ -213,7 +215,15 @@ class EnsembleTrainer:
             self.batch_size,
             on_batch,
             with_image=self.model.head_takes_image,
+            image_features=self._image_features,
         )
+
+    @cached_property
+    def _image_features(self) -> ImageFeatures | None:
+        """Held for all locations."""
+        setup, model = self.run.settings.setup, self.model
+        extract = extractor_model(model, setup).extract
+        return held_features(setup, self.images.fit, extract, self.batch_size, model.device)
 
     def _normalisation(self) -> Normalisation:
         with run_detector(self.run, self.model) as detector:
@@ -241,12 +251,14 @@ def train(
     """Train, or finish training, the run at ``output``.
 
     Raises:
-        TooFewImagesError and others of `TileModel.check_counts` and `ThresholdRule`: before anything is written.
+        TooFewImagesError and others of `TileModel.check_counts`, `ThresholdRule` and `extractor_model`: before anything
+            is written.
         RunMismatchError, OutputWriteError: see `RunFolder.begin`.
         DivergedError and others of `TileModel.fit`.
     """
     model.check_counts(len(images.fit), len(images.fit) * len(setup.tiles_of(Location(0, 0))))
     ThresholdRule.parse(threshold_rule).check_normal(len(images.held_out))
+    extractor_model(model, setup)  # raises where its feature maps cannot be cut into tiles
     settings = RunSettings(
         schema_version=SCHEMA_VERSION,
         method=model.name,

@@ -44,8 +44,12 @@ def test_seeds_are_averaged_and_sets_after_them(compare):
 
 def test_lines_of_another_schedule_are_not_continued(compare, tmp_path):
     path = tmp_path / "lines.jsonl"
-    path.write_text('{"steps": 200, "batch": 32, "n": 1}\n{"steps": 20, "batch": 32, "n": 2}\n')
-    options = compare.Options(Path("python"), Path("weights"), steps=20, batch_size=32)
+    path.write_text(
+        '{"steps": 200, "batch": 32, "coreset_ratio": 0.1, "n": 1}\n'
+        '{"steps": 20, "batch": 32, "coreset_ratio": 0.1, "n": 2}\n'
+        '{"steps": 20, "batch": 32, "coreset_ratio": 0.01, "n": 3}\n'
+    )
+    options = compare.Options(Path("python"), Path("weights"), steps=20, batch_size=32, coreset_ratio=0.1)
     assert [found["n"] for found in compare._read(path, options)] == [2]
 
 
