@@ -168,6 +168,7 @@ class EfficientAd(GradientModel):
     minimum_tiles: ClassVar[int] = 2
     head_takes_image: ClassVar[bool] = True
     holds_out: ClassVar[bool] = True
+    minimum_held_out: ClassVar[int] = 2  # quantiles of one image would be that image's alone
     default_schedule: ClassVar[str] = "original"
     feature_names = ("description",)
     schedules = {  # noqa: RUF012 - read only

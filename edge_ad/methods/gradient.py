@@ -7,6 +7,7 @@ seeds, divergence and progress are here. Extractors are frozen and tiles are not
 from __future__ import annotations
 
 import copy
+import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -84,6 +85,7 @@ class GradientModel(TileModel):
     schedules: ClassVar[Mapping[str, Schedule]]
     default_schedule: ClassVar[str] = "paper"
     holds_out: ClassVar[bool] = False  # images to `finish` on, where the schedule keeps the last state
+    minimum_held_out: ClassVar[int] = 1  # of those images
     head_int8: ClassVar[HeadInt8] = HeadInt8.QUANTISE
 
     def __init__(
@@ -146,9 +148,16 @@ class GradientModel(TileModel):
         """See `TileModel.check_counts`.
 
         Raises:
+            TooFewImagesError: also where a part of the images would leave fewer than `minimum_held_out`.
             BatchTooLargeError: fewer tiles to train on than a batch.
         """
         super().check_counts(images, tiles)
+        if self.holds_out and self._held_out(images) < self.minimum_held_out:
+            enough = next(n for n in itertools.count(images) if self._held_out(n) >= self.minimum_held_out)
+            raise TooFewImagesError(
+                f"{self.name} scales its maps on {self.minimum_held_out} held-out images or more and needs at least "
+                f"{enough} training images for that, but got {images}; give more"
+            )
         if images <= (held := self._held_out(images)):
             raise TooFewImagesError(f"{self.name} needs at least 2 training images, one to validate on; give more")
         training = (images - held) * (tiles // images)

@@ -226,6 +226,13 @@ def test_errors():
         Mean((4, 4)).fit(stream(VALUES[:3]), seed=0)
     with pytest.raises(BatchTooLargeError, match=r"the 3 tiles a model is trained on \(1 of 4 images are held out"):
         Mean((4, 4), schedule="original").fit(stream(VALUES[:4]), seed=0)
+
+    class Scaling(Mean):
+        holds_out, minimum_held_out = True, 2
+
+    Scaling((4, 4)).check_counts(8, 8)  # a fifth is 1.6
+    with pytest.raises(TooFewImagesError, match="on 2 held-out images or more and needs at least 8 training images"):
+        Scaling((4, 4)).check_counts(7, 7)
     with pytest.raises(TooFewImagesError, match="mean needs at least 2 training images, one to validate on"):
         Mean((4, 4), schedule="original").fit(stream(VALUES[:1]), seed=0)
     assert gradient.VALIDATION_FRACTION == 0.2
