@@ -241,6 +241,10 @@ class FrameError(InputError):
     """A frame has the wrong rank, dtype or number of channels for its declared colour."""
 
 
+class FrameChangedError(FrameError):
+    """A frame differs in size, dtype or channels from the first one of its stream."""
+
+
 class ColorError(InputError):
     """The declared colour order is not one of those known."""
 
@@ -269,5 +273,25 @@ class InferenceError(EdgeAdError, RuntimeError):
     """The engine failed while running, or produced NaN or infinity."""
 
 
+class NonFiniteOutputError(InferenceError, NonFiniteValuesError):
+    """A model gave NaN or infinity: there is no verdict on this frame."""
+
+
+class DetectorClosedError(InferenceError):
+    """The detector was closed, or closes while it is in use."""
+
+
+class ForkedError(InferenceError):
+    """The process was forked after the engine had started: its threads are not in the child."""
+
+
 class SourceError(InputError):
-    """An image, video or camera source cannot be opened."""
+    """An image, video or camera source cannot be opened, or was lost."""
+
+
+class NoFrameError(SourceError):
+    """A source gave None in place of a frame."""
+
+
+class StalledError(EdgeAdError, TimeoutError):
+    """A stream gave no result for as long as its policy allows."""

@@ -1,21 +1,22 @@
 """Inspect what a camera, a stream or a video file shows, with OpenCV and edge-ad in one loop.
 
     pip install 'edge-ad[openvino]'
-    python samples/opencv_loop.py bolt.edgead 0 --device GPU                      # camera 0
+    python samples/opencv_loop.py bolt.edgead 0 --device GPU --standby CPU        # camera 0
     python samples/opencv_loop.py bolt.edgead rtsp://10.0.0.7/line --show         # network camera; q or Esc quits
     python samples/opencv_loop.py bolt.edgead line.mp4 --output inspected.avi     # every frame of a file
 
 One JSON object per frame goes to stdout. Cameras and URLs are live: where frames come faster than verdicts, the oldest
 ones waiting are dropped, and a lost connection is opened anew, after 1 s, 2 s, 4 s ... 30 s. A file loses no frame and
-ends the loop.
+ends the loop. The bundle proves itself at the start; a frame for which the model gives NaN has the verdict "error",
+never "normal"; where the device fails, that of --standby takes over, and every line says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,8 +28,8 @@ from numpy.typing import NDArray
 import edge_ad
 from edge_ad.errors import EdgeAdError, OutputWriteError, SourceError
 from edge_ad.runtime import overlay
-
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+from edge_ad.runtime.faults import FaultPolicy, Stats
+from edge_ad.runtime.result import Verdict
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,11 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("source", help="camera index, URL, or path of a video file")
     parser.add_argument("--device", default="CPU", help="CPU, GPU, NPU, CUDA, ... (default: CPU)")
+    parser.add_argument("--standby", help="a second device, loaded too, that takes over where the first one fails")
     parser.add_argument("--output", type=Path, help="write an annotated video: .avi or .mp4")
     parser.add_argument("--show", action="store_true", help="show the annotated frames in a window")
     options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s")  # faults that the policy answers, to stderr
     try:
-        inspect(options.bundle, options.source, options.device, options.output, options.show)
+        inspect(options.bundle, options.source, options.device, options.standby, options.output, options.show)
     except EdgeAdError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -52,14 +55,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def inspect(bundle: Path, source: str, device: str, output: Path | None, show: bool) -> None:
+def inspect(bundle: Path, source: str, device: str, standby: str | None, output: Path | None, show: bool) -> None:
     """Print one JSON line per frame of ``source``; write and show annotated frames where asked for."""
-    with edge_ad.load(bundle, device) as detector, ExitStack() as stack:
+    with ExitStack() as stack:
+        detector = stack.enter_context(edge_ad.load(bundle, device, self_test=True))
+        second = stack.enter_context(edge_ad.load(bundle, standby, self_test=True)) if standby else None
         writer: cv2.VideoWriter | None = None
-        results = detector.stream(frames(source), color="bgr", drop="oldest" if is_live(source) else "never")
-        stack.callback(results.close)  # stops the capture thread before the detector goes
+        results = detector.stream(
+            lambda: frames(source),
+            color="bgr",
+            drop="oldest" if is_live(source) else "never",
+            policy=FaultPolicy(
+                source="reopen" if is_live(source) else "raise",
+                inference="fall_back" if second else "raise",
+                non_finite="report",
+                stalled="skip",
+                stall_s=10.0,
+            ),
+            standby=second,
+        )
+        stack.callback(results.close)  # stops the threads before the detectors go
         for result in results:
-            print(json.dumps(as_json(result, detector.dropped)), flush=True)
+            print(json.dumps(as_json(result, detector.stats())), flush=True)
             if output is None and not show:
                 continue
             rgb: Any = cv2.cvtColor(result.frame, cv2.COLOR_BGR2RGB)
@@ -81,40 +98,33 @@ def is_live(source: str) -> bool:
 
 
 def frames(source: str) -> Iterator[NDArray[Any]]:
-    """BGR frames of ``source``: of a file until its end, of a live source for ever.
+    """BGR frames of ``source`` until it ends or is lost.
 
     Raises:
         SourceError: it gave no frame at all.
     """
-    pause_s = FIRST_PAUSE_S
-    seen = False
-    while True:
-        capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
-        try:
-            while True:
-                ok, frame = capture.read()
-                if not ok:
-                    break
-                seen, pause_s = True, FIRST_PAUSE_S
-                yield frame
-        finally:
-            capture.release()
-        if not seen:
+    capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
+    try:
+        ok, frame = capture.read()
+        if not ok:
             raise SourceError(f"{source} gives no frame; check the path, the index or the address")
-        if not is_live(source):
-            return
-        print(f"{source} is lost; opening it again in {pause_s:.0f} s", file=sys.stderr)
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        while ok:
+            yield frame
+            ok, frame = capture.read()
+    finally:
+        capture.release()
 
 
-def as_json(result: edge_ad.Result, dropped: int) -> dict[str, Any]:
+def as_json(result: edge_ad.Result, stats: Stats) -> dict[str, Any]:
     """What a line controller wants to know of one frame. Regions are in pixels of the frame."""
+    if result.verdict is Verdict.ERROR:
+        return {"frame_id": result.frame_id, "verdict": result.verdict, "pred_label": True, "error": result.error}
     scale_y, scale_x = (
         frame_px / map_px for frame_px, map_px in zip(result.original_size, result.anomaly_map.shape, strict=True)
     )
     return {
         "frame_id": result.frame_id,
+        "verdict": result.verdict,
         "pred_label": result.pred_label,
         "pred_score": round(result.pred_score, 4),
         "regions": [
@@ -128,7 +138,9 @@ def as_json(result: edge_ad.Result, dropped: int) -> dict[str, Any]:
             for region in result.regions
         ],
         "latency_ms": round(result.timings_ms["total"], 3),
-        "dropped": dropped,
+        "dropped": stats.dropped,
+        "device": result.device,
+        "fault": result.fault,
     }
 
 

@@ -23,6 +23,7 @@ from edge_ad.runtime.predictions import RESULTS, named_images, predict_files, pr
 @bits_option
 @alpha_option
 @click.option("--tiles", is_flag=True, help="Draw the tiles and their raw scores too.")
+@click.option("--self-test", is_flag=True, help="Run the bundle's golden images on the device first.")
 @click.option("--fail-on-anomaly", is_flag=True, help="Exit with 3 where an image is anomalous.")
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier call.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
@@ -37,6 +38,7 @@ def command(
     bits: int | None,
     alpha: str,
     tiles: bool,
+    self_test: bool,
     fail_on_anomaly: bool,
     overwrite: bool,
     output: Path,
@@ -45,11 +47,11 @@ def command(
 
     A SOURCE is an image or a folder of images. OUTPUT receives overlays/NAME.png, masks/NAME.png (at the image's own
     size) and results.jsonl, one line per image as soon as it is done. On stdout: score, verdict, image. An image that
-    cannot be read does not stop the others; the exit code is then 1.
+    cannot be read, or for which the model gives NaN, does not stop the others; the exit code is then 1.
     """
     images = named_images(sources)
     failed = anomalous = 0
-    with load(bundle, device, precision=precision, score_merge=score_merge) as detector:
+    with load(bundle, device, precision=precision, score_merge=score_merge, self_test=self_test) as detector:
         prepare_output(output, overwrite=overwrite)
         pixel_format = PixelFormat(bits, Alpha(alpha))
         for prediction in predict_files(detector, images, output, pixel_format=pixel_format, tiles=tiles):
@@ -59,12 +61,11 @@ def command(
             else:
                 result = prediction.result
                 anomalous += result.pred_label
-                verdict = "anomalous" if result.pred_label else "normal"
-                click.echo(f"{result.pred_score:.4f}  {verdict:9}  {prediction.path}")
+                click.echo(f"{result.pred_score:.4f}  {result.verdict:9}  {prediction.path}")
     if not obj["quiet"]:
         done = len(images) - failed
         click.echo(f"{done} inspected, {anomalous} anomalous, {failed} failed; see {output / RESULTS}", err=True)
     if failed:
-        raise EdgeAdError(f"{failed} of {len(images)} images could not be read; see 'error' in {output / RESULTS}")
+        raise EdgeAdError(f"{failed} of {len(images)} images could not be inspected; see 'error' in {output / RESULTS}")
     if fail_on_anomaly and anomalous:
         raise GateError(f"{anomalous} of {len(images)} images are anomalous")

@@ -5,37 +5,47 @@ Symbols: B batch, H, W image size, h, w tile size, T tiles.
 
 from __future__ import annotations
 
-import copy
+import os
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_ad.bundle.files import read_bundle
 from edge_ad.bundle.manifest import Graph, Manifest, Normalisation, NormalisationStage, ScoreMerge
-from edge_ad.errors import BundleError, FrameError, InferenceError, InputError
+from edge_ad.errors import (
+    DetectorClosedError,
+    ForkedError,
+    FrameError,
+    InputError,
+    NonFiniteOutputError,
+)
 from edge_ad.imaging import Color, resize, to_rgb
+from edge_ad.runtime.background import Drop
+from edge_ad.runtime.capture import Source, check_source
+from edge_ad.runtime.faults import Action, FaultPolicy, Ledger, Stats
 from edge_ad.runtime.feature_windows import FeatureWindows
 from edge_ad.runtime.fusion import fuse_maps, fuse_scores
+from edge_ad.runtime.graphs import check_graphs
 from edge_ad.runtime.normalisation import normalise, rescale
 from edge_ad.runtime.result import Result
 from edge_ad.runtime.seams import SeamSmoother
-from edge_ad.runtime.session import ExecutionPrecision, Session, TensorSpec
+from edge_ad.runtime.session import ExecutionPrecision, Session
 from edge_ad.runtime.sessions import open_session
 from edge_ad.runtime.stopwatch import Stopwatch
-from edge_ad.runtime.stream import Capture, Drop
-from edge_ad.setups import ExtractorScope, Setup
+from edge_ad.runtime.stream import StreamOptions, run_stream
+from edge_ad.runtime.verify import verify_bundle
+from edge_ad.setups import ExtractorScope
 from edge_ad.tiling import WHOLE, Location, MapMerger, Size
 
 Choice = TypeVar("Choice", bound=StrEnum)
-Tensors = dict[str, tuple[tuple[int, ...], str]]  # name: (shape without the batch axis, dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +56,7 @@ class RawResult:
         scores: (B,) float32 image scores.
         maps: (B, H, W) float32 merged maps, seams smoothed.
         tile_scores: (B, T) float32 as the tile models gave them, in grid order.
-        timings_ms: milliseconds: wait (for other threads), tiles (crops), infer, merge, seams, post, fuse, total.
+        timings_ms: milliseconds: wait (for other threads), tiles (crops), infer, merge, seams, fuse, total.
         global_scores, global_maps: (B,) and (B, h, w) float32 as the global model gave them, where there is one.
     """
 
@@ -61,7 +71,8 @@ class RawResult:
 class Detector:
     """Runs a bundle's graphs on frames. Make one with `load`.
 
-    Safe to use from several threads: a lock lets one call run at a time. For parallel work load one per thread.
+    Safe to use from several threads: a lock lets one call run at a time. For parallel work load one per thread. It
+    cannot be taken to another process, by fork or by pickle: load one there.
 
     Args:
         manifest: what to do with inputs and outputs.
@@ -71,7 +82,6 @@ class Detector:
 
     Attributes:
         grid: the tile plan.
-        dropped: frames that gave way in the latest `stream`.
 
     Raises:
         BundleError: inputs or outputs of a session are not those of the manifest's tiles.
@@ -84,12 +94,11 @@ class Detector:
         self.manifest = manifest
         self.grid = setup.grid
         self.batch_size = batch_size
-        self.dropped = 0
         self.shared = shared
         self.heads = dict(zip(setup.model_locations, heads, strict=True))
         once = shared is not None and setup.extractor_scope is ExtractorScope.IMAGE
         self._windows = FeatureWindows(self.grid, shared.outputs, batch_size) if shared is not None and once else None
-        _check_graphs(shared, self.heads, setup, self._windows)
+        check_graphs(shared, self.heads, setup, self._windows)
         self._cuts_tiles = self._windows is None or any("image" in head.inputs for head in heads)
         self._tile = np.zeros((batch_size, *self.grid.tile_size, 3), np.uint8)
         self._padded = np.zeros((batch_size, *self.grid.padded_size, 3), np.uint8)
@@ -99,8 +108,11 @@ class Detector:
         merge = manifest.merge
         has_seams = merge.seam_band > 0 and len(self.grid) > 1
         self._smooth = SeamSmoother(self.grid, merge.seam_sigma_px, merge.seam_band) if has_seams else None
+        self._pid = os.getpid()
+        # Shared with the copies of `with_normalisation`:
         self._lock = threading.RLock()
-        self._closed = threading.Event()  # shared with the copies of `with_normalisation`
+        self._closed = threading.Event()
+        self._ledger = Ledger()
 
     @property
     def image_size(self) -> Size:
@@ -148,14 +160,24 @@ class Detector:
 
         Raises:
             FrameError, ColorError: the frame is not what was declared.
-            InferenceError: the engine failed or gave NaN or infinity, or the detector is closed.
+            InferenceError: the engine failed; its kinds: `NonFiniteOutputError`, `DetectorClosedError`, `ForkedError`.
         """
         watch = Stopwatch()
+        return self.conclude(self.infer(frame, color=color, bits=bits, watch=watch), frame, watch, frame_id)
+
+    def infer(self, frame: NDArray[Any], *, color: Color | str, bits: int | None, watch: Stopwatch) -> RawResult:
+        """The first half of a call, which needs the engine: as `raw`, but neither smoothed nor fused."""
         rgb = to_rgb(frame, color, bits)
         watch.lap("convert")
         image = resize(rgb, self.image_size)
         watch.lap("resize")
-        raw = self._raw(image[None], watch)
+        return self._merge_tiles(image[None], watch)
+
+    def conclude(
+        self, raw: RawResult, frame: NDArray[Any], watch: Stopwatch, frame_id: int | str | None = None
+    ) -> Result:
+        """The second half, which any thread may do: smooths the seams of ``raw`` in place, fuses, and judges."""
+        raw = self._finish(raw, watch)
         score, raw_map = float(raw.scores[0]), raw.maps[0]
         norm = self.manifest.normalisation
         if norm.stage is NormalisationStage.NONE:
@@ -177,6 +199,7 @@ class Detector:
             timings_ms=watch.stop(),
             frame_id=frame_id,
             is_normalised=norm.stage is not NormalisationStage.NONE,
+            device=self.device,
         )
 
     def raw(self, images: NDArray[np.uint8]) -> RawResult:
@@ -188,15 +211,17 @@ class Detector:
 
         Raises:
             FrameError: not such images.
-            InferenceError: the engine failed or gave NaN or infinity, or the detector is closed.
+            InferenceError: as for one frame.
         """
-        return self._raw(images, Stopwatch())
+        watch = Stopwatch()
+        return self._finish(self._merge_tiles(images, watch), watch)
 
     def tiles(self, images: NDArray[np.uint8]) -> Iterator[tuple[Location, NDArray[np.float32], NDArray[np.float32]]]:
         """Per tile its location, scores (B,) and maps (B, h, w) as the model gave them: views, valid for that step.
 
         Args and errors as in `raw`.
         """
+        self._check_process()
         with self._lock:
             for location, scores, maps in self._run_tiles(images, Stopwatch()):
                 self._check_finite(maps[: len(images)], location)
@@ -204,52 +229,67 @@ class Detector:
 
     def stream(
         self,
-        frames: Iterable[NDArray[Any]],
+        source: Source,
         *,
         color: Color | str,
         bits: int | None = None,
         drop: Drop | str = Drop.NEVER,
         queue_size: int = 4,
+        policy: FaultPolicy = FaultPolicy(),  # noqa: B008 - frozen
+        standby: Detector | None = None,
     ) -> Generator[Result]:
-        """Results of ``frames`` in order; a thread captures the next frames while one is inspected.
+        """Results of the frames of ``source`` in order. Capture, inference and the reader's own work overlap.
 
         Args:
-            frames: any iterable of frames, each an array of its own. ``frame_id`` of the results counts them from 0.
+            source: any iterable of frames, each an array of its own; or a callable that opens such an iterable, so
+                that the policy can open it again. ``frame_id`` of the results counts its frames from 0.
             color, bits: as for one frame.
             drop: what gives way when frames come faster than results: ``"never"`` (the source waits), ``"oldest"``
-                or ``"newest"`` of those in the queue. `dropped` counts them.
+                or ``"newest"`` of those in the queue.
             queue_size: frames that may wait.
+            policy: what to do about faults; each is raised unless it says otherwise. `stats` counts them.
+            standby: a detector of the same bundle on another device, for the policy ``"fall_back"``. After an engine's
+                failure it takes over for good; after NaN or infinity for that frame.
 
-        Closing the generator stops the thread. An exception of the source is raised here, after the results of the
+        Closing the generator stops the threads. An exception of the source is raised here, after the results of the
         frames before it.
 
         Raises:
-            InputError: ``drop`` or ``queue_size`` is out of range.
+            InputError: an argument is out of range, or does not fit the others.
         """
-        capture = Capture(frames, _choice(Drop, drop), queue_size)
+        check_source(source, policy)
+        if queue_size < 1:
+            raise InputError(f"queue_size: expected at least 1, but got {queue_size}")
+        if (standby is not None) != (Action.FALL_BACK in policy.actions):
+            raise InputError("standby: expected a detector where the policy falls back, and none where it does not")
+        if standby is not None and standby.manifest != self.manifest:
+            raise InputError("standby: expected a detector of the same bundle and thresholds")
+        options = StreamOptions(color, bits, _choice(Drop, drop), queue_size, policy, standby)
+        return run_stream(self, source, options, self._ledger)
 
-        def results() -> Generator[Result]:
-            with capture:
-                for frame_id, frame in capture:
-                    self.dropped = capture.dropped
-                    yield self(frame, color=color, bits=bits, frame_id=frame_id)
-                self.dropped = capture.dropped
-
-        return results()
+    def stats(self) -> Stats:
+        """What became of the frames of all streams since the detector was loaded, and of their faults."""
+        return self._ledger.stats()
 
     def with_normalisation(self, normalisation: Normalisation) -> Detector:
         """The same detector with other thresholds. They share sessions and lock: closing one closes both."""
-        other = copy.copy(self)
+        other = Detector.__new__(Detector)
+        other.__dict__.update(self.__dict__)
         other.manifest = replace(self.manifest, normalisation=normalisation)
         other._merger = MapMerger(self.grid, (self.batch_size,))
         return other
 
     def close(self) -> None:
-        """Free the sessions, once the call in progress has ended. Idempotent."""
+        """Free the sessions, once the call in progress has ended. Idempotent; a forked child frees nothing."""
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             self._closed.set()
             for session in self.sessions:
                 session.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise ForkedError("a detector cannot be sent to another process; load the bundle there")
 
     def __enter__(self) -> Self:
         return self
@@ -259,7 +299,9 @@ class Detector:
     ) -> None:
         self.close()
 
-    def _raw(self, images: NDArray[np.uint8], watch: Stopwatch) -> RawResult:
+    def _merge_tiles(self, images: NDArray[np.uint8], watch: Stopwatch) -> RawResult:
+        """See `infer`."""
+        self._check_process()
         with self._lock:
             watch.lap("wait")
             norm = self.manifest.normalisation
@@ -278,19 +320,24 @@ class Detector:
             count = len(images)
             merged = self._merger.result()[:count]
             self._check_merged(merged)
-            watch.lap("merge")
-            if self._smooth:
-                self._smooth(merged)
-            watch.lap("seams")
             reduce = np.mean if self.manifest.merge.score is ScoreMerge.MEAN else np.max
             scores = reduce(scaled_scores[:count], axis=1)
             tile_scores = self._tile_scores[:count].copy()
-            watch.lap("post")
-            whole = self._run_whole(images, watch) if self.manifest.setup.global_model else None
-            if whole and norm.fusion:
-                scores, merged = fuse_scores(scores, whole[0], norm.fusion), fuse_maps(merged, whole[1], norm.fusion)
-                watch.lap("fuse")
-            return RawResult(scores, merged, tile_scores, watch.stop(), *(whole or ()))
+            watch.lap("merge")
+            whole = self._run_whole(images, watch) if self.manifest.setup.global_model else ()
+            return RawResult(scores, merged, tile_scores, watch.laps_ms, *whole)
+
+    def _finish(self, raw: RawResult, watch: Stopwatch) -> RawResult:
+        """``raw`` of `infer` with its seams smoothed, in place, and fused with the global model."""
+        if self._smooth:
+            self._smooth(raw.maps)
+        watch.lap("seams")
+        fusion, whole_scores, whole_maps = self.manifest.normalisation.fusion, raw.global_scores, raw.global_maps
+        if fusion and whole_scores is not None and whole_maps is not None:
+            scores, maps = fuse_scores(raw.scores, whole_scores, fusion), fuse_maps(raw.maps, whole_maps, fusion)
+            raw = replace(raw, scores=scores, maps=maps)
+            watch.lap("fuse")
+        return replace(raw, timings_ms=watch.stop())
 
     def _run_tiles(
         self, images: NDArray[np.uint8], watch: Stopwatch
@@ -348,12 +395,14 @@ class Detector:
         return head.fetch(outputs["pred_score"]), head.fetch(outputs["anomaly_map"])[:, 0]
 
     def _check_finite(self, values: NDArray[np.float32], *tiles: Location) -> None:
-        """Raise `InferenceError` for the model of ``tiles`` unless ``values`` are finite numbers."""
+        """Raise `NonFiniteOutputError` for the model of ``tiles`` unless ``values`` are finite numbers."""
         # A sum is finite where every term is: one pass instead of a mask.
         if not np.isfinite(values.sum()):
             head = self.heads[self.manifest.setup.model_of(tiles[0])]
             names = " or ".join(tile.name for tile in tiles)
-            raise InferenceError(f"tile {names}: the model gave NaN or infinity on {head.device} in {head.precision}")
+            raise NonFiniteOutputError(
+                f"tile {names}: the model gave NaN or infinity on {head.device} in {head.precision}"
+            )
 
     def _check_merged(self, merged: NDArray[np.float32]) -> None:
         """`_check_finite` of all tiles at once: of ``merged`` (B, H, W) every pixel once, however many tiles it has."""
@@ -376,9 +425,17 @@ class Detector:
         self._tile[:count, :height, :width] = tile
         return self._tile
 
+    def _check_process(self) -> None:
+        """Before the lock is taken: at the fork, a thread that is not in the child may have held it."""
+        if os.getpid() != self._pid:
+            raise ForkedError(
+                "this detector was loaded before the process was forked, and the engine's threads are not in the "
+                "child; load the bundle there, or start processes by 'spawn'"
+            )
+
     def _check_images(self, images: NDArray[np.uint8]) -> None:
         if self._closed.is_set():
-            raise InferenceError("this detector is closed; load the bundle again")
+            raise DetectorClosedError("this detector is closed; load the bundle again")
         expected = (*self.image_size, 3)
         if images.dtype != np.uint8 or images.shape[1:] != expected or not 1 <= len(images) <= self.batch_size:
             raise FrameError(
@@ -395,6 +452,7 @@ def load(
     threads: int | None = None,
     cache_dir: str | Path | None = None,
     score_merge: ScoreMerge | str | None = None,
+    self_test: bool = False,
 ) -> Detector:
     """Open a bundle on a device. Every file is checked against the manifest first; all heads stay loaded.
 
@@ -405,26 +463,36 @@ def load(
             numbers do not bear less (`Graph.keep_f32`); anything else holds for every graph.
         batch_size, threads, cache_dir: see `edge_ad.runtime.sessions.open_session`.
         score_merge: ``"mean"`` or ``"max"`` in place of the bundle's own, for which the thresholds were fitted.
+        self_test: run the golden images first, and compare their scores with the exporter's: see `verify_bundle`.
 
     Raises:
         BundleError: the bundle is not whole or was changed; see `read_bundle` for its kinds.
         EngineMissingError, DeviceNotFoundError, DeviceFallbackError, UnsupportedPrecisionError: cannot run here.
         InputError: an argument is out of range.
         InferenceError: the engine cannot read or compile a graph.
+        VerificationError: the device computes something else than the exporter's, or there is no golden image.
     """
     found = read_bundle(bundle)
-    manifest = found.manifest
+    merge = found.manifest.merge
     if score_merge is not None:
-        manifest = replace(manifest, merge=replace(manifest.merge, score=_choice(ScoreMerge, score_merge)))
-    return open_detector(
+        merge = replace(merge, score=_choice(ScoreMerge, score_merge))
+    detector = open_detector(
         found.path,
-        manifest,
+        found.manifest,
         device,
         precision=_choice(ExecutionPrecision, precision),
         batch_size=batch_size,
         threads=threads,
         cache_dir=None if cache_dir is None else Path(cache_dir),
     )
+    if self_test:
+        try:
+            verify_bundle(detector, found)
+        except BaseException:
+            detector.close()
+            raise
+    detector.manifest = replace(found.manifest, merge=merge)  # the golden scores were merged by the bundle's own
+    return detector
 
 
 def open_detector(
@@ -459,34 +527,6 @@ def open_detector(
         detector = Detector(manifest, shared, heads, batch_size=batch_size)
         opened.pop_all()
         return detector
-
-
-def _check_graphs(
-    shared: Session | None, heads: Mapping[Location, Session], setup: Setup, windows: FeatureWindows | None
-) -> None:
-    """Do the graphs fit together and the tiles? Batch axes are the sessions' own matter."""
-    given: Tensors = {"image": ((*setup.tile_size, 3), "uint8")}
-    wanted: Tensors = {"anomaly_map": ((1, *setup.tile_size), "float32"), "pred_score": ((), "float32")}
-    if shared:
-        _check_tensors("the shared graph", "input", shared.inputs, {"image": ((*setup.extractor_size, 3), "uint8")})
-        shapes = windows.shapes if windows else {name: spec.shape[1:] for name, spec in shared.outputs.items()}
-        given |= {name: (shapes[name], spec.dtype) for name, spec in shared.outputs.items()}
-    for location, head in heads.items():
-        _check_tensors(f"head {location.name}", "input", head.inputs, given)
-        _check_tensors(f"head {location.name}", "output", head.outputs, wanted)
-        if missing := wanted.keys() - head.outputs.keys():
-            raise BundleError(f"head {location.name}: no output {', '.join(sorted(missing))}")
-
-
-def _check_tensors(graph: str, kind: str, specs: Mapping[str, TensorSpec], known: Tensors) -> None:
-    for name, spec in specs.items():
-        if name not in known:
-            raise BundleError(f"{graph}: unknown {kind} {name}; expected some of {', '.join(known)}")
-        if (spec.shape[1:], spec.dtype) != known[name]:
-            shape, dtype = known[name]
-            raise BundleError(
-                f"{graph}: expected {kind} {name} as {dtype} (batch, *{shape}), but got {spec.dtype} {spec.shape}"
-            )
 
 
 def _choice(kind: type[Choice], value: str) -> Choice:

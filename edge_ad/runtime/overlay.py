@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ad.imaging import resize_mask
-from edge_ad.runtime.result import Region, Result
+from edge_ad.runtime.result import Region, Result, Verdict
 from edge_ad.tiling import Size, TileGrid
 
 Image = NDArray[np.uint8]
@@ -33,8 +33,11 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 def draw(image: Image, result: Result, grid: TileGrid | None = None) -> Image:
     """Everything on ``image``, of any size: heat, contours, regions, caption; the tiles where ``grid`` is given.
 
-    No heat where the result is not normalised: its map has no fixed scale.
+    No heat where the result is not normalised: its map has no fixed scale. The caption alone where the verdict is
+    "error".
     """
+    if result.verdict is Verdict.ERROR:
+        return caption(image, result.pred_score, result.verdict)
     size = image.shape[0], image.shape[1]
     drawn = image
     if result.is_normalised:
@@ -43,7 +46,7 @@ def draw(image: Image, result: Result, grid: TileGrid | None = None) -> Image:
     if grid is not None:
         drawn = tiles(drawn, grid, result.tile_scores)
     drawn = boxes(drawn, result.regions, result.pred_mask.shape)
-    return caption(drawn, result.pred_score, result.pred_label)
+    return caption(drawn, result.pred_score, result.verdict)
 
 
 def heat(image: Image, anomaly_map: NDArray[np.float32]) -> Image:
@@ -99,12 +102,19 @@ def tiles(image: Image, grid: TileGrid, scores: Sequence[float] | NDArray[np.flo
     return drawn
 
 
-def caption(image: Image, score: float, is_anomalous: bool) -> Image:
+def caption(image: Image, score: float, verdict: Verdict) -> Image:
     """The verdict and its score at the top left."""
     drawn = image.copy()
-    verdict, color = ("anomalous", _RED) if is_anomalous else ("normal", _GREEN)
+    color = _GREEN if verdict is Verdict.NORMAL else _RED
     margin = max(4, round(0.015 * min(image.shape[:2])))
-    _label(drawn, f"{verdict} {score:.2f}", (margin, margin), color, below=True, scale=1.4)
+    _label(
+        drawn,
+        str(verdict) if verdict is Verdict.ERROR else f"{verdict} {score:.2f}",
+        (margin, margin),
+        color,
+        below=True,
+        scale=1.4,
+    )
     return drawn
 
 

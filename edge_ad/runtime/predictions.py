@@ -19,6 +19,7 @@ from typing import Any
 
 from edge_ad.errors import (
     EmptyDataError,
+    NonFiniteOutputError,
     OutputExistsError,
     PixelFormatError,
     SourceError,
@@ -35,12 +36,12 @@ RESULTS, OVERLAYS, MASKS = "results.jsonl", "overlays", "masks"
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image file and what came of it: a result, or the error that kept it from being read."""
+    """One image file and what came of it: a result, or the error that kept it from being inspected."""
 
     name: str
     path: Path
     result: Result | None
-    error: UnreadableImageError | PixelFormatError | None = None
+    error: UnreadableImageError | PixelFormatError | NonFiniteOutputError | None = None
 
 
 def named_images(sources: Sequence[Path]) -> list[tuple[str, Path]]:
@@ -97,14 +98,17 @@ def predict_files(
         tiles: draw the tiles and their raw scores too.
 
     Raises:
-        OutputWriteError, InferenceError: the rest is not done. A file that cannot be read does not stop the others.
+        OutputWriteError, InferenceError: the rest is not done. A file that cannot be read, or whose map holds NaN or
+            infinity, gets a line with its error, and does not stop the others.
+
+    One image and its result are held at a time; of open files, results.jsonl and the one that is read or written.
     """
     with (output / RESULTS).open("w", encoding="utf-8") as results:
         for name, path in images:
             record: dict[str, Any] = {"source": str(path), "time_utc": datetime.now(UTC).isoformat()}
             try:
                 prediction = Prediction(name, path, _predict_file(detector, name, path, output, pixel_format, tiles))
-            except (UnreadableImageError, PixelFormatError) as error:
+            except (UnreadableImageError, PixelFormatError, NonFiniteOutputError) as error:
                 prediction = Prediction(name, path, None, error)
             outcome = (
                 {"error": str(prediction.error)} if prediction.result is None else _record(prediction.result, name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ad.imaging import resize_map
+from edge_ad.runtime.faults import Fault
 from edge_ad.tiling import Size
+
+
+class Verdict(StrEnum):
+    """What a result says of its frame."""
+
+    NORMAL = "normal"
+    ANOMALOUS = "anomalous"
+    ERROR = "error"  # the frame could not be inspected: it is not known to be normal
 
 
 @dataclass(frozen=True)
@@ -41,10 +52,18 @@ class Result:
         tile_scores: (T,) float32 scores as the tile models gave them, in grid order.
         frame: the frame as it came in, by reference and in its declared colour: for overlays, and the one array that
             is not the result's own.
-        timings_ms: milliseconds: wait (for other threads), convert, resize, tiles (crops), infer, merge, seams, post,
-            total.
+        timings_ms: milliseconds: convert, resize, wait (for other threads), tiles (crops), infer, merge, seams, post,
+            total. Of a stream also queue (captured, not yet taken up) and handover (inferred, not yet asked for);
+            total is then the age of the frame.
         frame_id: as passed in, or counted by `Detector.stream`.
         is_normalised: False where the bundle's normalisation stage is "none".
+        device: what the graphs ran on, as the engine reports it.
+        fault: what went wrong with this frame, where a stream's policy kept it from being raised; else None.
+        error: the message of that fault.
+
+    Where the verdict is "error", nothing was measured, and everything that might be compared with a threshold lies on
+    its far side: ``pred_label`` and the whole ``pred_mask`` are True, ``pred_score`` and ``anomaly_map`` infinite;
+    ``raw_score``, ``raw_map`` and ``tile_scores`` are NaN.
     """
 
     pred_score: float
@@ -58,11 +77,22 @@ class Result:
     timings_ms: Mapping[str, float]
     frame_id: int | str | None
     is_normalised: bool
+    device: str
+    fault: Fault | None = None
+    error: str | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Normal, anomalous, or neither."""
+        if self.pred_score == np.inf:
+            return Verdict.ERROR
+        return Verdict.ANOMALOUS if self.pred_label else Verdict.NORMAL
 
     @property
     def original_size(self) -> Size:
-        """(height, width) of the frame that came in."""
-        return self.frame.shape[0], self.frame.shape[1]
+        """(height, width) of the frame that came in; of the map where that was no image."""
+        height, width = (*np.shape(self.frame), 0, 0)[:2]
+        return (height, width) if height and width else self.pred_mask.shape
 
     @cached_property
     def regions(self) -> tuple[Region, ...]:
@@ -71,7 +101,40 @@ class Result:
 
     def map_at(self, size: Size | None = None) -> NDArray[np.float32]:
         """The anomaly map resized to (height, width) ``size``; to ``original_size`` where None."""
-        return resize_map(self.anomaly_map, size or self.original_size)
+        size = size or self.original_size
+        if self.verdict is Verdict.ERROR:
+            return np.full(size, np.inf, np.float32)  # interpolation would make NaN of it
+        return resize_map(self.anomaly_map, size)
+
+
+def error_result(
+    frame: NDArray[Any],
+    *,
+    map_size: Size,
+    tiles: int,
+    timings_ms: Mapping[str, float],
+    frame_id: int | str | None,
+    device: str,
+    fault: Fault | None,
+    error: str,
+) -> Result:
+    """The result of a frame that could not be inspected; see `Result` for what it holds."""
+    return Result(
+        pred_score=math.inf,
+        pred_label=True,
+        anomaly_map=np.full(map_size, np.inf, np.float32),
+        pred_mask=np.ones(map_size, bool),
+        raw_score=math.nan,
+        raw_map=np.full(map_size, np.nan, np.float32),
+        tile_scores=np.full(tiles, np.nan, np.float32),
+        frame=frame,
+        timings_ms=timings_ms,
+        frame_id=frame_id,
+        is_normalised=True,
+        device=device,
+        fault=fault,
+        error=error,
+    )
 
 
 def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32]) -> tuple[Region, ...]:

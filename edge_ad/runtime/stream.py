@@ -1,105 +1,185 @@
-"""A bounded queue between a source of frames, read in a thread of its own, and whoever inspects them."""
+"""Frames in, results out, in three overlapping stages: capture, inference, and what the reader does.
+
+::
+
+    source ─► capture thread ─► queue (bounded, drop policy) ─► inference thread ─► one result ─► reader's thread
+              reads, reopens                                    converts, resizes,                seams, thresholds,
+                                                                runs the tiles                    the reader's own work
+
+Under way at any moment: ``queue_size`` frames in the queue, one in the hand of each thread, one before the reader.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator
-from enum import StrEnum
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
-from edge_ad.errors import InputError
+from edge_ad.errors import EdgeAdError, FrameChangedError, StalledError
+from edge_ad.imaging import Color
+from edge_ad.runtime.background import Background, Drop
+from edge_ad.runtime.capture import Captured, Source, capture
+from edge_ad.runtime.faults import Action, Fault, FaultPolicy, Ledger, fault_of
+from edge_ad.runtime.result import Result, error_result
 
-_JOIN_TIMEOUT_S = 2.0  # a camera that gives no frame keeps its thread blocked; it is a daemon
-
-
-class Drop(StrEnum):
-    """Which frame gives way when the queue is full."""
-
-    NEVER = "never"  # none: the source waits
-    OLDEST = "oldest"  # results stay fresh, as a live camera wants
-    NEWEST = "newest"  # what waits already is kept
+if TYPE_CHECKING:
+    from edge_ad.runtime.detector import Detector, RawResult
 
 
-class Capture:
-    """Reads ``frames`` in a thread while the block runs; iterate for (frame_id, frame).
+@dataclass(frozen=True)
+class StreamOptions:
+    """See `Detector.stream`."""
 
-    Args:
-        frames: any iterable of frames. Each must be an array of its own: they wait in the queue.
-        drop: which frame gives way when the queue is full.
-        queue_size: frames that may wait, at least 1.
+    color: Color | str
+    bits: int | None
+    drop: Drop
+    queue_size: int
+    policy: FaultPolicy
+    standby: Detector | None
 
-    Attributes:
-        dropped: frames that gave way so far.
 
-    An exception of the source is raised to the reader, after the frames that came before it. Leaving the block stops
-    the thread at the source's next frame. ``frame_id`` counts captured frames from 0, dropped ones included.
-    """
+class _Outcome(NamedTuple):
+    """Of the inference of one frame: outputs and who gave them; or none, and the fault to report."""
 
-    def __init__(self, frames: Iterable[NDArray[Any]], drop: Drop, queue_size: int) -> None:
-        if queue_size < 1:
-            raise InputError(f"queue_size: expected at least 1, but got {queue_size}")
-        self.dropped = 0
-        self._frames = frames
-        self._drop = drop
-        self._queue_size = queue_size
-        self._queue: deque[tuple[int, NDArray[Any]]] = deque()
-        self._changed = threading.Condition()
-        self._stopped = False
-        self._done = False
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._capture, name="edge-ad-capture", daemon=True)
+    captured: Captured
+    detector: Detector
+    raw: RawResult | None
+    fault: Fault | None = None
+    error: EdgeAdError | None = None
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-        self._thread.join(_JOIN_TIMEOUT_S)
-
-    def __iter__(self) -> Iterator[tuple[int, NDArray[Any]]]:
+def run_stream(detector: Detector, source: Source, options: StreamOptions, ledger: Ledger) -> Generator[Result]:
+    """What `Detector.stream` gives, once its arguments are checked. Threads start with the first ``next``."""
+    stopped = threading.Event()
+    frames = Background(
+        capture(source, options.policy, ledger, stopped),
+        "edge-ad-capture",
+        size=options.queue_size,
+        drop=options.drop,
+        on_drop=lambda: ledger.count("dropped"),
+    )
+    outcomes = Background(_Inference(detector, options, ledger).outcomes(frames), "edge-ad-inference")
+    reader = iter(outcomes)
+    try:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._done)
-                if not self._queue:
-                    break
-                numbered = self._queue.popleft()
-                self._changed.notify_all()
-            yield numbered
-        if self._error is not None:
-            raise self._error
+            while not outcomes.wait(options.policy.stall_s):
+                _stall(options.policy, ledger, len(frames))
+            if (outcome := next(reader, None)) is None:
+                return
+            result = _result(outcome)
+            ledger.count("results")
+            yield result
+    finally:
+        stopped.set()
+        frames.stop()
+        outcomes.stop()
+        outcomes.join()
+        frames.join()
 
-    def _capture(self) -> None:
+
+def _result(outcome: _Outcome) -> Result:
+    (frame_id, frame, watch), detector = outcome.captured, outcome.detector
+    watch.lap("handover")
+    if outcome.raw is None:
+        return error_result(
+            frame,
+            map_size=detector.image_size,
+            tiles=len(detector.grid),
+            timings_ms=watch.stop(),
+            frame_id=frame_id,
+            device=detector.device,
+            fault=outcome.fault,
+            error=str(outcome.error),
+        )
+    result = detector.conclude(outcome.raw, frame, watch, frame_id)
+    return replace(result, fault=outcome.fault, error=str(outcome.error)) if outcome.fault else result
+
+
+def _stall(policy: FaultPolicy, ledger: Ledger, waiting: int) -> None:
+    who = f"the engine hangs, {waiting} frames wait" if waiting else "the source gives no frame, or the engine hangs"
+    message = f"no result for {policy.stall_s:g} s: {who}"
+    ledger.fault(Fault.STALLED, policy[Fault.STALLED], message)
+    if policy[Fault.STALLED] == Action.RAISE:
+        raise StalledError(message)
+
+
+class _Cause(NamedTuple):
+    """Why a frame is not as the others: what its result says of it."""
+
+    fault: Fault
+    error: EdgeAdError
+
+
+class _Inference:
+    """The middle stage: each frame to its outputs, or to what the policy makes of its fault."""
+
+    def __init__(self, detector: Detector, options: StreamOptions, ledger: Ledger) -> None:
+        self._detector = detector
+        self._options = options
+        self._ledger = ledger
+        self._lost: _Cause | None = None  # set once the engine has failed and the standby has taken over
+        self._format: tuple[tuple[int, ...], np.dtype[Any]] | None = None  # of the first frame that was inspected
+
+    def outcomes(self, frames: Iterable[Captured]) -> Generator[_Outcome]:
+        """One per frame that is not skipped. Raises what the policy raises."""
+        for captured in frames:
+            captured.watch.lap("queue")
+            outcome = self._inspect(captured, self._lost)
+            if outcome is None:
+                self._ledger.count("skipped")
+            else:
+                yield outcome
+
+    def _inspect(self, captured: Captured, cause: _Cause | None) -> _Outcome | None:
+        """``cause``: why the standby does it; None: the detector itself."""
+        detector = self._options.standby if cause else self._detector
+        assert detector is not None  # `Detector.stream` asks for one where the policy falls back
+        _, frame, watch = captured
         try:
-            for frame_id, frame in enumerate(self._frames):
-                if not self._put(frame_id, frame):
-                    break
-        except BaseException as error:  # noqa: BLE001 - raised again in the reader's thread
-            self._error = error
-        with self._changed:
-            self._done = True
-            self._changed.notify_all()
+            changed = self._check_format(frame)
+            raw = detector.infer(frame, color=self._options.color, bits=self._options.bits, watch=watch)
+        except EdgeAdError as error:
+            return self._answer(captured, cause, error)
+        self._format = self._format or (frame.shape, frame.dtype)
+        if cause:
+            self._ledger.count("substituted")
+        return _Outcome(captured, detector, raw, *(cause or changed or ()))
 
-    def _put(self, frame_id: int, frame: NDArray[Any]) -> bool:
-        """Queue a frame, or drop one. False: the reader has left."""
-        with self._changed:
-            if self._drop is Drop.NEVER:
-                self._changed.wait_for(lambda: self._stopped or len(self._queue) < self._queue_size)
-            if self._stopped:
-                return False
-            if len(self._queue) == self._queue_size:
-                self.dropped += 1
-                if self._drop is Drop.NEWEST:
-                    return True
-                self._queue.popleft()
-            self._queue.append((frame_id, frame))
-            self._changed.notify_all()
-            return True
+    def _answer(self, captured: Captured, cause: _Cause | None, error: EdgeAdError) -> _Outcome | None:
+        """What the policy makes of ``error``. Raises it where the standby failed too."""
+        fault = fault_of(error)
+        if fault is None:
+            raise error
+        action = self._options.policy[fault]
+        if action == Action.FALL_BACK and cause:
+            action = Action.RAISE
+        self._ledger.fault(fault, action, f"frame {captured.frame_id}: {error}")
+        if action == Action.SKIP:
+            return None
+        if action == Action.REPORT:
+            self._ledger.count("reported")
+            return _Outcome(captured, self._detector, None, fault, error)
+        if action == Action.FALL_BACK:
+            found = _Cause(fault, error)
+            if fault is Fault.INFERENCE:
+                self._lost = found  # an engine that failed is not trusted again
+            return self._inspect(captured, found)
+        raise error
+
+    def _check_format(self, frame: NDArray[Any]) -> _Cause | None:
+        """Raise `FrameChangedError` for a frame unlike the first one; return it where such frames are accepted."""
+        if self._format is None or not isinstance(frame, np.ndarray) or (frame.shape, frame.dtype) == self._format:
+            return None
+        shape, dtype = self._format
+        error = FrameChangedError(
+            f"the stream began with frames {dtype} {shape}, but now gives {frame.dtype} {frame.shape}; start a new "
+            "stream, or accept them (FaultPolicy.changed)"
+        )
+        if self._options.policy[Fault.CHANGED] != Action.ACCEPT:
+            raise error
+        self._ledger.fault(Fault.CHANGED, Action.ACCEPT, error)
+        return _Cause(Fault.CHANGED, error)

@@ -73,11 +73,35 @@ def test_a_corrupt_image_among_many(run, bundle, images, tmp_path):
     first, summary, last = err.splitlines()
     assert first == f"error: {images / 'hurt.png'}: the file is truncated; copy it again"
     assert summary.startswith("2 inspected, 1 anomalous, 1 failed")
-    assert last.startswith("error: 1 of 3 images could not be read")
+    assert last.startswith("error: 1 of 3 images could not be inspected")
     grey, hurt, noise = records(tmp_path / "out")
     assert hurt["error"].endswith("the file is truncated; copy it again")
     assert hurt.keys() == {"source", "time_utc", "error"}
     assert "error" not in grey | noise
+
+
+def test_an_image_without_a_verdict_does_not_stop_the_others(run, bundle, images, tmp_path, monkeypatch):
+    def load(*arguments, **options):
+        detector = real(*arguments, **options)
+        head = detector.sessions[2]
+        fetch = head.fetch
+
+        def poisoned(handle):  # of noise, whose map is not flat
+            values = np.array(fetch(handle))
+            return np.full_like(values, np.nan) if values.max() > 0.2 else values
+
+        monkeypatch.setattr(head, "fetch", poisoned)
+        return detector
+
+    real = predict.load
+    monkeypatch.setattr(predict, "load", load)
+    code, out, err = run("predict", bundle, images, "-o", tmp_path / "out")
+    assert (code, len(out.splitlines())) == (1, 1)
+    assert "error: tile r00_c01: the model gave NaN or infinity on CPU" in err
+    assert "error: 1 of 2 images could not be inspected" in err
+    grey, noise = records(tmp_path / "out")
+    assert grey["pred_label"] is False
+    assert noise.keys() == {"source", "time_utc", "error"}
 
 
 def test_earlier_results_are_replaced_only_when_asked(run, bundle, images, tmp_path):
@@ -153,14 +177,17 @@ def test_bits(run, bundle, tmp_path):
 def test_device_and_precision_reach_the_runtime(run, bundle, images, tmp_path, monkeypatch):
     calls = []
 
-    def load(bundle, device, *, precision, score_merge):
-        calls.append((device, precision))
+    def load(bundle, device, *, precision, score_merge, self_test):
+        calls.append((device, precision, self_test))
         return real(bundle, score_merge=score_merge)
 
     real = predict.load
     monkeypatch.setattr(predict, "load", load)
-    assert run("predict", bundle, images, "-d", "NPU", "--precision", "f16", "-o", tmp_path / "out").code == 0
-    assert calls == [("NPU", "f16")]
+    assert (
+        run("predict", bundle, images, "-d", "NPU", "--precision", "f16", "--self-test", "-o", tmp_path / "a").code == 0
+    )
+    assert run("predict", bundle, images, "-o", tmp_path / "b").code == 0
+    assert calls == [("NPU", "f16", True), ("CPU", "auto", False)]
 
 
 def test_a_device_that_is_not_there(run, bundle, images, tmp_path):

@@ -8,7 +8,7 @@ from fake_session import fake_detector
 from tiny_bundle import some_image, tiny_manifest
 
 from edge_ad.runtime import overlay
-from edge_ad.runtime.result import Region, Result
+from edge_ad.runtime.result import Region, Result, Verdict
 from edge_ad.tiling import TileGrid
 
 GREY = np.full((211, 307, 3), 120, np.uint8)
@@ -65,9 +65,9 @@ def test_tiles_are_drawn_at_their_borders() -> None:
         overlay.tiles(GREY, grid, [1.0])
 
 
-@pytest.mark.parametrize(("is_anomalous", "channel"), [(True, 0), (False, 1)])
-def test_the_caption_is_red_or_green(is_anomalous: bool, channel: int) -> None:
-    drawn = overlay.caption(np.zeros((211, 307, 3), np.uint8), 0.73, is_anomalous)
+@pytest.mark.parametrize(("verdict", "channel"), [(Verdict.ANOMALOUS, 0), (Verdict.NORMAL, 1), (Verdict.ERROR, 0)])
+def test_the_caption_is_red_or_green(verdict: Verdict, channel: int) -> None:
+    drawn = overlay.caption(np.zeros((211, 307, 3), np.uint8), 0.73, verdict)
     assert drawn.max((0, 1)).argmax() == channel
 
 

@@ -1,3 +1,5 @@
+"""Streams without faults. For those see test_faults.py."""
+
 from __future__ import annotations
 
 import threading
@@ -11,7 +13,8 @@ from fake_session import FakeSession, fake_detector
 from tiny_bundle import some_image, tiny_manifest
 
 from edge_ad.errors import InputError, SourceError
-from edge_ad.runtime.stream import Capture, Drop
+from edge_ad.runtime.background import Drop
+from edge_ad.runtime.detector import Detector
 
 SETUP = tiny_manifest().setup
 
@@ -21,56 +24,91 @@ def _frames(count: int) -> Iterator[Any]:
         yield some_image(SETUP, index)
 
 
-def _capture_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "edge-ad-capture"]
+def _threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("edge-ad-")]
 
 
-def _wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, "waited 5 s"
-        time.sleep(0.002)
+def _before_each_run(detector: Detector, call: Any) -> None:
+    """``call()`` before the extractor runs."""
+    shared = detector.sessions[0]
+    assert isinstance(shared, FakeSession)
+    run = shared.run
+    shared.run = lambda feeds: (call(), run(feeds))[1]  # type: ignore[method-assign]
 
 
 def test_every_frame_in_order() -> None:
     detector = fake_detector(tiny_manifest())
     results = list(detector.stream(_frames(11), color="rgb", queue_size=2))
     assert [result.frame_id for result in results] == list(range(11))
-    assert detector.dropped == 0
-    for index in (0, 10):
-        assert results[index].raw_score == detector(some_image(SETUP, index), color="rgb").raw_score
-    assert not _capture_threads()
+    for index, result in enumerate(results):
+        alone = detector(some_image(SETUP, index), color="rgb")
+        np.testing.assert_array_equal(result.anomaly_map, alone.anomaly_map)
+        np.testing.assert_array_equal(result.raw_map, alone.raw_map)
+        assert (result.raw_score, result.pred_score) == (alone.raw_score, alone.pred_score)
+        assert (result.verdict, result.device, result.fault, result.error) == (alone.verdict, "CPU", None, None)
+    stats = detector.stats()
+    assert (stats.captured, stats.results, stats.dropped, stats.pending) == (11, 11, 0, 0)
+    assert not stats.faults
+    assert not _threads()
 
 
-def test_a_slow_reader_holds_the_source_back() -> None:
-    given = []
+def test_results_own_their_arrays() -> None:
+    """The next frame is inferred before this result is made."""
+    detector = fake_detector(tiny_manifest())
+    stream = detector.stream(_frames(5), color="rgb")
+    first = next(stream)
+    kept = {name: np.array(getattr(first, name)) for name in ("anomaly_map", "raw_map", "pred_mask", "tile_scores")}
+    list(stream)
+    for name, array in kept.items():
+        np.testing.assert_array_equal(getattr(first, name), array)
+
+
+def test_the_reader_works_while_the_next_frame_is_inferred() -> None:
+    """Each result waits here until the engine has begun the next frame: without overlap this would never end."""
+    detector = fake_detector(tiny_manifest())
+    begun = threading.Semaphore(0)
+    _before_each_run(detector, begun.release)
+    for result in detector.stream(_frames(6), color="rgb"):
+        runs = {0: 8, 5: 0}.get(result.frame_id, 4)  # four tiles of each next frame; at first those of its own too
+        assert all(begun.acquire(timeout=5) for _ in range(runs))
+
+
+def test_the_source_is_read_while_a_frame_is_inferred() -> None:
+    detector = fake_detector(tiny_manifest())
+    given = threading.Semaphore(0)
 
     def source() -> Iterator[Any]:
-        for index in range(50):
-            given.append(index)
-            yield np.full((1, 1), index)
+        for frame in _frames(6):
+            given.release()
+            yield frame
+        given.release(24)
 
-    with Capture(source(), Drop.NEVER, 3) as capture:
-        reader = iter(capture)
-        assert next(reader)[0] == 0
-        _wait_until(lambda: len(given) == 5)  # one read, three queued, one in the thread's hand
-        time.sleep(0.02)
-        assert len(given) == 5
-        assert [frame_id for frame_id, _ in reader] == list(range(1, 50))
-    assert capture.dropped == 0
+    waited: list[bool] = []
+    _before_each_run(detector, lambda: waited.append(given.acquire(timeout=5)))
+    # Four tiles per frame, and a frame given for each: the source must be ahead of the engine.
+    assert len(list(detector.stream(source(), color="rgb", queue_size=6))) == 6
+    assert all(waited)
 
 
-@pytest.mark.parametrize(("drop", "kept"), [(Drop.OLDEST, [7, 8, 9]), (Drop.NEWEST, [0, 1, 2])])
-def test_a_full_queue_drops(drop: Drop, kept: list[int]) -> None:
-    with Capture((np.full((1, 1), index) for index in range(10)), drop, 3) as capture:
-        _wait_until(lambda: not capture._thread.is_alive())
-        read = list(capture)
-    assert [frame_id for frame_id, _ in read] == kept
-    assert [int(frame[0, 0]) for _, frame in read] == kept
-    assert capture.dropped == 7
+def test_what_is_under_way_is_bounded() -> None:
+    """A reader that takes one result and stops: capture and inference go on until every place is taken."""
+    detector = fake_detector(tiny_manifest())
+    stream = detector.stream(_frames(100), color="rgb", queue_size=3)
+    next(stream)
+    # one given; one before the reader, one in the hand of inference, three in the queue, one in the hand of capture
+    deadline = time.monotonic() + 5
+    while detector.stats().captured < 7 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    time.sleep(0.02)
+    assert detector.stats().captured == 7
+    assert len(_threads()) == 2
+    stream.close()
+    assert not _threads()
+    assert detector.stats().pending == 6
 
 
-def test_the_detector_counts_dropped_frames() -> None:
+@pytest.mark.parametrize("drop", [Drop.OLDEST, Drop.NEWEST])
+def test_dropped_frames_are_counted(drop: Drop) -> None:
     detector = fake_detector(tiny_manifest())
     exhausted = threading.Event()
 
@@ -78,14 +116,32 @@ def test_the_detector_counts_dropped_frames() -> None:
         yield from _frames(10)
         exhausted.set()
 
-    head = detector.sessions[1]
-    assert isinstance(head, FakeSession)
-    run = head.run
-    head.run = lambda feeds: (exhausted.wait(5), run(feeds))[1]  # type: ignore[method-assign]
-    results = list(detector.stream(source(), color="rgb", drop="oldest", queue_size=2))
-    assert results[-1].frame_id == 9
-    assert len(results) + detector.dropped == 10
-    assert detector.dropped >= 7
+    _before_each_run(detector, lambda: exhausted.wait(5))
+    results = list(detector.stream(source(), color="rgb", drop=drop, queue_size=2))
+    stats = detector.stats()
+    assert (stats.captured, stats.results, stats.pending) == (10, len(results), 0)
+    assert len(results) + stats.dropped == 10
+    assert stats.dropped >= 7
+    assert (results[-1].frame_id == 9) == (drop is Drop.OLDEST)
+
+
+def test_streams_add_up() -> None:
+    detector = fake_detector(tiny_manifest())
+    for _ in range(2):
+        list(detector.stream(_frames(3), color="rgb"))
+    assert detector.with_normalisation(detector.manifest.normalisation).stats().results == 6
+
+
+def test_timings_tell_the_age_of_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of the day jumps back an hour between frames; the stopwatch does not see it."""
+    day_s = iter(range(10**6, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(day_s)))
+    detector = fake_detector(tiny_manifest())
+    stages = ["queue", "convert", "resize", "wait", "tiles", "infer", "merge", "handover", "seams", "post"]
+    for result in detector.stream(_frames(5), color="rgb"):
+        assert list(result.timings_ms) == [*stages, "total"]
+        assert result.timings_ms["total"] == pytest.approx(sum(result.timings_ms[stage] for stage in stages))
+        assert 0 <= min(result.timings_ms.values()) <= max(result.timings_ms.values()) < 60_000
 
 
 def test_an_error_of_the_source_comes_after_its_frames() -> None:
@@ -97,17 +153,17 @@ def test_an_error_of_the_source_comes_after_its_frames() -> None:
     assert [next(stream).frame_id for _ in range(3)] == [0, 1, 2]
     with pytest.raises(SourceError, match="cable pulled"):
         next(stream)
-    assert not _capture_threads()
+    assert not _threads()
 
 
-def test_an_error_of_the_detector_stops_the_thread() -> None:
+def test_an_error_of_the_detector_stops_the_threads() -> None:
     stream = fake_detector(tiny_manifest()).stream(iter(np.zeros((100, 5, 7))), color="rgb")
     with pytest.raises(ValueError):
         next(stream)
-    assert not _capture_threads()
+    assert not _threads()
 
 
-def test_closing_stops_the_thread() -> None:
+def test_closing_stops_the_threads() -> None:
     def forever() -> Iterator[Any]:
         while True:
             yield some_image(SETUP)
@@ -115,9 +171,15 @@ def test_closing_stops_the_thread() -> None:
     for drop in Drop:
         stream = fake_detector(tiny_manifest()).stream(forever(), color="rgb", drop=drop)
         next(stream)
-        assert _capture_threads()
+        assert len(_threads()) == 2
         stream.close()
-        assert not _capture_threads(), drop
+        assert not _threads(), drop
+
+
+def test_no_thread_before_the_first_result_is_asked_for() -> None:
+    stream = fake_detector(tiny_manifest()).stream(_frames(3), color="rgb")
+    assert not _threads()
+    stream.close()
 
 
 def test_bad_choices_are_told_at_once() -> None:

@@ -16,6 +16,10 @@ from tiny_bundle import expected_score, tiny_manifest
 
 from edge_ad.errors import SourceError
 from edge_ad.imaging import resize
+from edge_ad.runtime import capture
+from edge_ad.runtime.detector import Detector
+from edge_ad.runtime.faults import Fault, FaultPolicy, Ledger, reopen_pause_s
+from edge_ad.runtime.result import error_result
 
 Write = Callable[..., Path]
 SAMPLE = Path(__file__).parents[2] / "samples" / "opencv_loop.py"
@@ -107,32 +111,41 @@ def test_what_is_live(sample: ModuleType) -> None:
 
 
 class _FlakyCamera:
-    """Gives two frames, fails at three reconnections, gives one frame, and then fails for ever."""
+    """Gives two frames, fails at two reconnections, gives one more, and fails until the test has seen enough."""
 
     scripts: list[int]
+    released = 0
 
     def __init__(self, source: Any) -> None:
         assert source == 3
-        self.left = _FlakyCamera.scripts.pop(0)
-        self.released = False
+        self.left = _FlakyCamera.scripts.pop(0) if _FlakyCamera.scripts else 0
 
     def read(self) -> tuple[bool, Any]:
         self.left -= 1
         return (True, np.zeros((2, 3, 3), np.uint8)) if self.left >= 0 else (False, None)
 
     def release(self) -> None:
-        self.released = True
+        _FlakyCamera.released += 1
 
 
-def test_a_lost_camera_is_opened_again(sample: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_camera_is_opened_again(
+    sample: ModuleType, tiny_bundle: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pauses: list[float] = []
-    _FlakyCamera.scripts = [2, 0, 0, 0, 1, *[0] * 7]
+
+    def pause_s(attempt: int, policy: FaultPolicy) -> float:
+        pauses.append(reopen_pause_s(attempt, policy))
+        if len(pauses) == 6:
+            raise KeyboardInterrupt
+        return 0.001
+
+    _FlakyCamera.scripts, _FlakyCamera.released = [2, 0, 0, 1], 0
     monkeypatch.setattr(cv2, "VideoCapture", _FlakyCamera)
-    monkeypatch.setattr(sample.time, "sleep", pauses.append)
-    with pytest.raises(IndexError):  # the script's end
-        for _ in sample.frames("3"):
-            pass
-    assert pauses == [1, 2, 4, 8, 1, 2, 4, 8, 16, 30, 30, 30]
+    monkeypatch.setattr(capture, "reopen_pause_s", pause_s)
+    assert sample.main([str(tiny_bundle()), "3"]) == 130
+    assert pauses == [1, 2, 4, 1, 2, 4]
+    assert _FlakyCamera.released == 6
+    assert [json.loads(line)["frame_id"] for line in capsys.readouterr().out.splitlines()] == [0, 1, 2]
 
 
 def test_a_camera_that_never_was_there(sample: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +153,60 @@ def test_a_camera_that_never_was_there(sample: ModuleType, monkeypatch: pytest.M
     monkeypatch.setattr(cv2, "VideoCapture", _FlakyCamera)
     with pytest.raises(SourceError, match="3 gives no frame"):
         next(sample.frames("3"))
+
+
+def test_the_standby_takes_over(
+    sample: ModuleType,
+    tiny_bundle: Write,
+    video: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    opened: list[Any] = []
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        opened.append((load_bundle(*arguments, **options), arguments[1], options))
+        return opened[-1][0]
+
+    load_bundle = sample.edge_ad.load
+    monkeypatch.setattr(sample.edge_ad, "load", load)
+    stats = Detector.stats
+
+    def lose_the_device(detector: Detector) -> Any:
+        opened[0][0].sessions[2].close()
+        return stats(detector)
+
+    monkeypatch.setattr(Detector, "stats", lose_the_device)  # called after the first result
+    assert sample.main([str(tiny_bundle()), str(video), "--standby", "AUTO"]) == 0
+    assert [(device, options) for _, device, options in opened] == [
+        ("CPU", {"self_test": True}),
+        ("AUTO", {"self_test": True}),
+    ]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["frame_id"] for line in lines] == list(range(FRAMES))
+    assert (lines[0]["fault"], lines[-1]["fault"]) == (None, "inference")
+    assert len([line for line in caplog.messages if line.startswith("inference (fall_back): frame 1: ")]) == 1
+
+
+def test_a_frame_without_a_verdict(sample: ModuleType, tiny_bundle: Write) -> None:
+    result = error_result(
+        np.zeros((2, 3, 3), np.uint8),
+        map_size=(5, 7),
+        tiles=4,
+        timings_ms={},
+        frame_id=8,
+        device="CPU",
+        fault=Fault.NON_FINITE,
+        error="tile r00_c00: the model gave NaN",
+    )
+    line = json.dumps(sample.as_json(result, Ledger().stats()), allow_nan=False)
+    assert json.loads(line) == {
+        "frame_id": 8,
+        "verdict": "error",
+        "pred_label": True,
+        "error": "tile r00_c00: the model gave NaN",
+    }
 
 
 def test_every_sample_has_a_test() -> None:

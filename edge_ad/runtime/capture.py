@@ -1,0 +1,97 @@
+"""Frames of a source, one by one, whatever the source does: None, an exception, an end that was not to come."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from edge_ad.errors import InputError, NoFrameError, SourceError
+from edge_ad.runtime.faults import Action, Fault, FaultPolicy, Ledger, reopen_pause_s
+from edge_ad.runtime.stopwatch import Stopwatch
+
+Frames = Iterable[NDArray[Any] | None]
+Source = Frames | Callable[[], Frames]  # a callable opens it: once at the start, and again where it is lost
+
+_NO_FRAME_PAUSE_S = 0.005  # a camera that gives None without waiting must not keep a core busy
+
+
+class Captured(NamedTuple):
+    """A frame as the source gave it."""
+
+    frame_id: int  # from 0, frames that are dropped or skipped included
+    frame: NDArray[Any]
+    watch: Stopwatch  # started when it came
+
+
+def check_source(source: Source, policy: FaultPolicy) -> None:
+    """Raise `InputError` where ``policy`` opens ``source`` again and it is no callable."""
+    if Action.REOPEN in policy.actions and not callable(source):
+        raise InputError("reopen: expected a callable that opens the source, such as lambda: frames('rtsp://...')")
+
+
+def capture(source: Source, policy: FaultPolicy, ledger: Ledger, stopped: threading.Event) -> Generator[Captured]:
+    """Number and time the frames of ``source``; answer what it does wrong by ``policy``.
+
+    A source that never gave a frame is not opened again: its name is more likely wrong than its cable.
+
+    Args:
+        source: see `Detector.stream`.
+        policy: of it `Fault.NO_FRAME`, `Fault.SOURCE` and the pauses.
+        ledger: counts and logs.
+        stopped: ends a pause, and with it the frames.
+
+    Raises:
+        NoFrameError: the source gave None.
+        SourceError: it gave no frame at all, or none in as many attempts as the policy allows.
+        What the source raises.
+    """
+    frame_id, attempt = 0, 0
+    while True:
+        fault = Fault.SOURCE
+        error: Exception | None = None  # the source ended
+        try:
+            with closing(_opened(source)) as frames:
+                for frame in frames:
+                    if frame is not None:
+                        ledger.count("captured")
+                        yield Captured(frame_id, frame, Stopwatch())
+                        frame_id, attempt = frame_id + 1, 0
+                        continue
+                    message = f"the source gave None after {frame_id} frames; is the camera still connected?"
+                    if policy[Fault.NO_FRAME] != Action.SKIP:
+                        fault, error = Fault.NO_FRAME, NoFrameError(message)
+                        break
+                    ledger.fault(Fault.NO_FRAME, Action.SKIP, message)
+                    if stopped.wait(_NO_FRAME_PAUSE_S):
+                        return
+        except Exception as raised:  # noqa: BLE001 - raised again below, unless the policy opens the source again
+            error = raised
+        if error is None and policy[fault] != Action.REOPEN:
+            return
+        action = policy[fault] if frame_id else Action.RAISE
+        ledger.fault(fault, action, f"after {frame_id} frames: {error or 'the source ended'}")
+        if action == Action.RAISE:
+            raise error or SourceError("the source gave no frame; check its path, index or address")
+        if attempt == policy.reopen_attempts:
+            raise SourceError(f"the source was opened again {attempt} times and gave no frame; check the camera")
+        if stopped.wait(reopen_pause_s(attempt, policy)):
+            return
+        attempt += 1
+        ledger.count("reopened")
+
+
+def _opened(source: Source) -> Generator[NDArray[Any] | None]:
+    """The frames of ``source``. What was opened here is closed here: a camera must be free before it opens again."""
+    if not callable(source):
+        yield from source
+        return
+    frames = source()
+    try:
+        yield from frames
+    finally:
+        if hasattr(frames, "close"):
+            frames.close()
