@@ -15,7 +15,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "torchvision", "timm", "openvino", "onnxruntime", "onnx", "nncf", "cv2", "sklearn", "matplotlib"}
 IMPORT_NAMES = {"OpenCV": "cv2", "scikit-learn": "sklearn"}  # where the package is called otherwise than its module
-SCRIPTS = ("peers", "experiments")  # folders of scripts, which use the package and are not installed with it
+SCRIPTS = (
+    "peers",
+    "experiments",
+    "robustness",
+)  # folders of scripts, which use the package and are not installed with it
 
 
 @dataclass(frozen=True)

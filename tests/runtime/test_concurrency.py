@@ -1,0 +1,148 @@
+"""Threads, many detectors, fork and spawn, with real engines: each works, or fails with an error that says why."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_bundle import some_image, tiny_setup
+
+import edge_ad
+from edge_ad.bundle.manifest import Format
+from edge_ad.errors import DetectorClosedError, ForkedError
+from edge_ad.runtime.detector import Detector
+
+Write = Callable[..., Path]
+IMAGES = [some_image(tiny_setup(), seed) for seed in range(8)]
+
+
+def _maps(detector: Detector) -> list[Any]:
+    return [detector(image, color="rgb").raw_map for image in IMAGES]
+
+
+@pytest.mark.parametrize("graph_format", Format)
+def test_calls_and_streams_of_one_detector_from_many_threads(tiny_bundle: Write, graph_format: Format) -> None:
+    with edge_ad.load(tiny_bundle(graph_format=graph_format), precision="f32") as detector:
+        expected = _maps(detector)
+
+        def work(index: int) -> list[Any]:
+            if index % 2:
+                return _maps(detector)
+            return [result.raw_map for result in detector.stream(IMAGES, color="rgb")]
+
+        with ThreadPoolExecutor(8) as pool:
+            for maps in pool.map(work, range(24)):
+                np.testing.assert_array_equal(maps, expected)
+        stats = detector.stats()
+    assert (stats.captured, stats.results, stats.pending) == (12 * 8, 12 * 8, 0)
+
+
+@pytest.mark.parametrize("graph_format", Format)
+def test_many_detectors_at_once(tiny_bundle: Write, graph_format: Format) -> None:
+    """Loaded, used and closed by four threads, each at its own pace."""
+    bundle = tiny_bundle(graph_format=graph_format)
+
+    def work(index: int) -> list[Any]:
+        with edge_ad.load(bundle, precision="f32") as detector:
+            return _maps(detector)
+
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(work, range(8))
+    for maps in others:
+        np.testing.assert_array_equal(maps, first)
+
+
+def test_a_detector_closed_by_another_thread(tiny_bundle: Write) -> None:
+    """The call in progress ends, the next one says why not."""
+    detector = edge_ad.load(tiny_bundle())
+    running = threading.Barrier(5)
+    errors: list[str] = []
+
+    def work() -> None:
+        detector(IMAGES[0], color="rgb")
+        running.wait()
+        try:
+            while True:
+                detector(IMAGES[0], color="rgb")
+        except DetectorClosedError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    running.wait()
+    detector.close()
+    for thread in threads:
+        thread.join(10)
+    assert errors == ["this detector is closed; load the bundle again"] * 4
+
+
+FORK = """
+import multiprocessing, sys, threading
+import edge_ad
+from edge_ad.errors import ForkedError
+from edge_ad.imaging import read_image
+
+bundle = sys.argv[1]
+image = read_image(bundle + "/golden/anomalous.png")
+
+def use(detector, results):
+    try:
+        results.put(detector(image, color="rgb").raw_score)
+    except ForkedError as error:
+        results.put(str(error))
+    detector.close()
+
+def load(results):
+    with edge_ad.load(bundle, precision="f32") as detector:
+        results.put(detector(image, color="rgb").raw_score)
+
+def ask(context, work, *arguments):
+    results = context.SimpleQueue()
+    child = context.Process(target=work, args=(*arguments, results))
+    child.start()
+    child.join(30)
+    assert child.exitcode == 0, child.exitcode
+    return results.get()
+
+if __name__ == "__main__":
+    detector = edge_ad.load(bundle, precision="f32")
+    expected = detector(image, color="rgb").raw_score
+    fork, spawn = (multiprocessing.get_context(how) for how in ("fork", "spawn"))
+    with detector._lock:  # as a thread in the midst of a call would hold it
+        message = ask(fork, lambda results: use(detector, results))
+    assert message.startswith("this detector was loaded before the process was forked"), message
+    assert ask(fork, load) == ask(spawn, load) == expected
+    try:
+        spawn.Process(target=use, args=(detector, None)).start()
+    except ForkedError as error:
+        print(error)
+    assert detector(image, color="rgb").raw_score == expected  # the child's close was not ours
+    print("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork there")
+@pytest.mark.parametrize("graph_format", Format)
+def test_fork_and_spawn(tiny_bundle: Write, tmp_path: Path, graph_format: Format) -> None:
+    (tmp_path / "program.py").write_text(FORK)
+    command = [sys.executable, str(tmp_path / "program.py"), str(tiny_bundle(graph_format=graph_format))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "a detector cannot be sent to another process; load the bundle there",
+        "done",
+    ]
+
+
+def test_no_pickle(tiny_bundle: Write) -> None:
+    with edge_ad.load(tiny_bundle()) as detector, pytest.raises(ForkedError, match="cannot be sent to another process"):
+        pickle.dumps(detector)
