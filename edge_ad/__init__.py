@@ -12,14 +12,16 @@ from edge_ad.tiling import TileGrid
 
 if TYPE_CHECKING:
     from edge_ad.runtime.detector import Detector, load
+    from edge_ad.runtime.faults import FaultPolicy
     from edge_ad.runtime.result import Result
 
 __version__ = "0.1.0"
-__all__ = ["Detector", "Result", "TileGrid", "__version__", "load"]
+__all__ = ["Detector", "FaultPolicy", "Result", "TileGrid", "__version__", "load"]
 
 _LAZY = {
     "load": "edge_ad.runtime.detector",
     "Detector": "edge_ad.runtime.detector",
+    "FaultPolicy": "edge_ad.runtime.faults",
     "Result": "edge_ad.runtime.result",
 }
 
