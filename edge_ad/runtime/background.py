@@ -65,8 +65,14 @@ class Background(Generic[Item]):
                 item = self._queue.popleft()
                 self._changed.notify_all()
             yield item
-        if self._error is not None and not self._stopped:
-            raise self._error
+        error, self._error = self._error, None
+        if error is not None and not self._stopped:
+            try:
+                raise error
+            finally:
+                del (
+                    error
+                )  # its traceback holds this frame: a cycle would keep the last frames until garbage is collected
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """True once an item waits or none will come any more; False after ``timeout_s`` seconds without either."""

@@ -75,7 +75,11 @@ def capture(source: Source, policy: FaultPolicy, ledger: Ledger, stopped: thread
         action = policy[fault] if frame_id else Action.RAISE
         ledger.fault(fault, action, f"after {frame_id} frames: {error or 'the source ended'}")
         if action == Action.RAISE:
-            raise error or SourceError("the source gave no frame; check its path, index or address")
+            try:
+                raise error or SourceError("the source gave no frame; check its path, index or address")
+            finally:
+                del error  # its traceback holds this frame
+        error = None
         if attempt == policy.reopen_attempts:
             raise SourceError(f"the source was opened again {attempt} times and gave no frame; check the camera")
         if stopped.wait(reopen_pause_s(attempt, policy)):

@@ -49,7 +49,7 @@ class _Outcome(NamedTuple):
     detector: Detector
     raw: RawResult | None
     fault: Fault | None = None
-    error: EdgeAdError | None = None
+    error: str | None = None
 
 
 def run_stream(detector: Detector, source: Source, options: StreamOptions, ledger: Ledger) -> Generator[Result]:
@@ -93,10 +93,10 @@ def _result(outcome: _Outcome) -> Result:
             frame_id=frame_id,
             device=detector.device,
             fault=outcome.fault,
-            error=str(outcome.error),
+            error=outcome.error or "",
         )
     result = detector.conclude(outcome.raw, frame, watch, frame_id)
-    return replace(result, fault=outcome.fault, error=str(outcome.error)) if outcome.fault else result
+    return replace(result, fault=outcome.fault, error=outcome.error) if outcome.fault else result
 
 
 def _stall(policy: FaultPolicy, ledger: Ledger, waiting: int) -> None:
@@ -111,7 +111,7 @@ class _Cause(NamedTuple):
     """Why a frame is not as the others: what its result says of it."""
 
     fault: Fault
-    error: EdgeAdError
+    error: str  # a message, for an exception holds its frames
 
 
 class _Inference:
@@ -162,9 +162,9 @@ class _Inference:
             return None
         if action == Action.REPORT:
             self._ledger.count("reported")
-            return _Outcome(captured, self._detector, None, fault, error)
+            return _Outcome(captured, self._detector, None, fault, str(error))
         if action == Action.FALL_BACK:
-            found = _Cause(fault, error)
+            found = _Cause(fault, str(error))
             if fault is Fault.INFERENCE:
                 self._lost = found  # an engine that failed is not trusted again
             return self._inspect(captured, found)
@@ -175,11 +175,11 @@ class _Inference:
         if self._format is None or not isinstance(frame, np.ndarray) or (frame.shape, frame.dtype) == self._format:
             return None
         shape, dtype = self._format
-        error = FrameChangedError(
+        message = (
             f"the stream began with frames {dtype} {shape}, but now gives {frame.dtype} {frame.shape}; start a new "
             "stream, or accept them (FaultPolicy.changed)"
         )
         if self._options.policy[Fault.CHANGED] != Action.ACCEPT:
-            raise error
-        self._ledger.fault(Fault.CHANGED, Action.ACCEPT, error)
-        return _Cause(Fault.CHANGED, error)
+            raise FrameChangedError(message)
+        self._ledger.fault(Fault.CHANGED, Action.ACCEPT, message)
+        return _Cause(Fault.CHANGED, message)

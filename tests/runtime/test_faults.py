@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import threading
@@ -35,6 +36,8 @@ from edge_ad.errors import (
 )
 from edge_ad.imaging import read_image
 from edge_ad.runtime import overlay
+from edge_ad.runtime.background import Background
+from edge_ad.runtime.capture import Captured
 from edge_ad.runtime.detector import Detector
 from edge_ad.runtime.faults import ACTIONS, LOG_INTERVAL_S, Action, Fault, FaultPolicy, Ledger, reopen_pause_s
 from edge_ad.runtime.result import Region, Result, Verdict
@@ -571,3 +574,40 @@ def test_a_device_that_gives_nan_fails_its_self_test(tiny_bundle: Write, monkeyp
     )
     with pytest.raises(NonFiniteOutputError):
         edge_ad.load(tiny_bundle(), self_test=True)
+
+
+def test_nothing_of_a_stream_waits_for_the_garbage_collector() -> None:
+    """An exception holds its frames, and they hold images: such a cycle would look like a leak for minutes."""
+
+    def camera() -> Iterator[Any]:
+        yield from (_image(0), None, CHANGED["size"], _image(1), _image(2))
+        raise OSError("cable pulled")
+
+    def left() -> list[str]:
+        kinds = (Captured, Background, Result, OSError, FrameError, InferenceError)
+        return [type(each).__name__ for each in gc.get_objects() if isinstance(each, kinds)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = left()
+        for action in ("report", "skip", "fall_back"):
+            for source in ("raise", "reopen"):
+                detector = _faulty(fake_detector(MANIFEST), {1: "raise", 2: "nan"})
+                policy = FaultPolicy(
+                    "skip", source, "raise", "raise", "skip", action, action, reopen_attempts=1, **QUICK
+                )
+                standby = fake_detector(MANIFEST) if action == "fall_back" else None
+                scripts = [camera()]
+                frames = detector.stream(
+                    lambda scripts=scripts: scripts.pop() if scripts else [],
+                    color="rgb",
+                    policy=policy,
+                    standby=standby,
+                )
+                with pytest.raises((OSError, SourceError)):
+                    list(frames)
+                del detector, standby, frames
+        assert left() == before
+    finally:
+        gc.enable()
