@@ -69,8 +69,10 @@ def measure(detector: Detector, clients: int, frames: int) -> Load:
 @click.option("--threads", default=1, show_default=True, help="Of the engine.")
 def main(bundle: Path | None, frames: int, rounds: int, threads: int) -> None:
     """Print a markdown table of the medians over rounds."""
-    with tempfile.TemporaryDirectory() as folder:
-        detector = edge_ad.load(bundle or tiny_bundle(Path(folder)), threads=threads)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        edge_ad.load(bundle or tiny_bundle(Path(folder)), threads=threads) as detector,
+    ):
         measure(detector, 1, frames // 10)  # warms up
         loads = [[measure(detector, clients, frames) for clients in CLIENTS] for _ in range(rounds)]
     rates = np.array([[load.frames_per_s for load in turn] for turn in loads])

@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
@@ -35,6 +36,7 @@ from edge_ad.runtime.feature_windows import FeatureWindows
 from edge_ad.runtime.fusion import fuse_maps, fuse_scores
 from edge_ad.runtime.graphs import check_graphs
 from edge_ad.runtime.normalisation import normalise, rescale
+from edge_ad.runtime.residency import open_in_turns, parse_bytes, turn_takers
 from edge_ad.runtime.result import Result
 from edge_ad.runtime.seams import SeamSmoother
 from edge_ad.runtime.session import ExecutionPrecision, Session
@@ -453,8 +455,9 @@ def load(
     cache_dir: str | Path | None = None,
     score_merge: ScoreMerge | str | None = None,
     self_test: bool = False,
+    memory_budget: int | str | None = None,
 ) -> Detector:
-    """Open a bundle on a device. Every file is checked against the manifest first; all heads stay loaded.
+    """Open a bundle on a device. Every file is checked against the manifest first.
 
     Args:
         bundle: the bundle's folder.
@@ -463,6 +466,9 @@ def load(
             numbers do not bear less (`Graph.keep_f32`); anything else holds for every graph.
         batch_size, threads, cache_dir: see `edge_ad.runtime.sessions.open_session`.
         score_merge: ``"mean"`` or ``"max"`` in place of the bundle's own, for which the thresholds were fitted.
+        memory_budget: bytes, or a size such as ``"300MB"``, for extractor and heads: heads that do not fit are opened
+            when their turn comes, the next one ahead, which costs time (see `edge_ad.runtime.residency`). All heads
+            stay loaded where None.
         self_test: run the golden images first, and compare their scores with the exporter's: see `verify_bundle`.
 
     Raises:
@@ -484,6 +490,7 @@ def load(
         batch_size=batch_size,
         threads=threads,
         cache_dir=None if cache_dir is None else Path(cache_dir),
+        memory_budget=memory_budget,
     )
     if self_test:
         try:
@@ -504,26 +511,30 @@ def open_detector(
     batch_size: int = 1,
     threads: int | None = None,
     cache_dir: Path | None = None,
+    memory_budget: int | str | None = None,
 ) -> Detector:
     """`load` without the checks of the bundle: ``manifest``'s graphs as they lie in the folder ``path``."""
+
+    def session(graph: Graph) -> Session:
+        keep_f32 = graph.keep_f32 and precision is ExecutionPrecision.AUTO
+        return open_session(
+            path / graph.files[0].path,
+            manifest.format,
+            device,
+            precision=ExecutionPrecision.F32 if keep_f32 else precision,
+            batch_size=batch_size,
+            threads=threads,
+            cache_dir=cache_dir,
+        )
+
+    takers = [] if memory_budget is None else turn_takers(manifest.shared, manifest.heads, parse_bytes(memory_budget))
     with ExitStack() as opened:  # closes what was opened where a later graph cannot be
-
-        def session(graph: Graph) -> Session:
-            keep_f32 = graph.keep_f32 and precision is ExecutionPrecision.AUTO
-            session = open_session(
-                path / graph.files[0].path,
-                manifest.format,
-                device,
-                precision=ExecutionPrecision.F32 if keep_f32 else precision,
-                batch_size=batch_size,
-                threads=threads,
-                cache_dir=cache_dir,
-            )
-            opened.callback(session.close)
-            return session
-
         shared = session(manifest.shared) if manifest.shared else None
-        heads = [session(graph) for graph in manifest.heads]
+        if shared:
+            opened.callback(shared.close)
+        heads = open_in_turns([partial(session, graph) for graph in manifest.heads], takers)
+        for head in heads:
+            opened.callback(head.close)
         detector = Detector(manifest, shared, heads, batch_size=batch_size)
         opened.pop_all()
         return detector
