@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -18,8 +19,8 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ad.bundle.files import read_bundle
-from edge_ad.bundle.manifest import Graph, Manifest, Normalisation, NormalisationStage, ScoreMerge
+from edge_ad.bundle.files import check_unchanged, read_bundle, read_graph
+from edge_ad.bundle.manifest import Manifest, Normalisation, NormalisationStage, ScoreMerge
 from edge_ad.errors import BundleError, FrameError, InferenceError, InputError
 from edge_ad.imaging import Color, resize, to_rgb
 from edge_ad.runtime.feature_windows import FeatureWindows
@@ -395,6 +396,7 @@ def load(
     threads: int | None = None,
     cache_dir: str | Path | None = None,
     score_merge: ScoreMerge | str | None = None,
+    require_signature: str | Path | None = None,
 ) -> Detector:
     """Open a bundle on a device. Every file is checked against the manifest first; all heads stay loaded.
 
@@ -405,15 +407,19 @@ def load(
             numbers do not bear less (`Graph.keep_f32`); anything else holds for every graph.
         batch_size, threads, cache_dir: see `edge_ad.runtime.sessions.open_session`.
         score_merge: ``"mean"`` or ``"max"`` in place of the bundle's own, for which the thresholds were fitted.
+        require_signature: file of the Ed25519 public key (PEM) by which the bundle must be signed (``edge-ad sign``).
 
     Raises:
-        BundleError: the bundle is not whole or was changed; see `read_bundle` for its kinds.
+        BundleError: the bundle is not whole or was changed; or not signed as required; see `read_bundle` for its kinds.
+        SigningKeyError, ExtraMissingError: the signature cannot be checked.
         EngineMissingError, DeviceNotFoundError, DeviceFallbackError, UnsupportedPrecisionError: cannot run here.
         InputError: an argument is out of range.
         InferenceError: the engine cannot read or compile a graph.
     """
-    found = read_bundle(bundle)
+    key = None if require_signature is None else Path(require_signature)
+    found = read_bundle(bundle, check_hashes=False, require_signature=key)
     manifest = found.manifest
+    check_unchanged(found.path, [golden.file for golden in manifest.golden])  # the graphs: where they are read
     if score_merge is not None:
         manifest = replace(manifest, merge=replace(manifest.merge, score=_choice(ScoreMerge, score_merge)))
     return open_detector(
@@ -437,13 +443,21 @@ def open_detector(
     threads: int | None = None,
     cache_dir: Path | None = None,
 ) -> Detector:
-    """`load` without the checks of the bundle: ``manifest``'s graphs as they lie in the folder ``path``."""
-    with ExitStack() as opened:  # closes what was opened where a later graph cannot be
+    """`load` without the checks of the bundle as a whole: ``manifest``'s graphs as they lie in the folder ``path``.
 
-        def session(graph: Graph) -> Session:
+    A graph is read into memory, compared with its hash and compiled from there; the next one is read meanwhile.
+    """
+    graphs = [*([manifest.shared] if manifest.shared else []), *manifest.heads]
+    with ExitStack() as opened, ThreadPoolExecutor(1) as reader:  # closes what was opened where a later graph cannot be
+        sessions: list[Session] = []
+        following = reader.submit(read_graph, path, graphs[0], manifest.format)
+        for index, graph in enumerate(graphs):
+            files = following.result()
+            if index + 1 < len(graphs):
+                following = reader.submit(read_graph, path, graphs[index + 1], manifest.format)
             keep_f32 = graph.keep_f32 and precision is ExecutionPrecision.AUTO
             session = open_session(
-                path / graph.files[0].path,
+                files,
                 manifest.format,
                 device,
                 precision=ExecutionPrecision.F32 if keep_f32 else precision,
@@ -452,11 +466,9 @@ def open_detector(
                 cache_dir=cache_dir,
             )
             opened.callback(session.close)
-            return session
-
-        shared = session(manifest.shared) if manifest.shared else None
-        heads = [session(graph) for graph in manifest.heads]
-        detector = Detector(manifest, shared, heads, batch_size=batch_size)
+            sessions.append(session)
+        shared = sessions.pop(0) if manifest.shared else None
+        detector = Detector(manifest, shared, sessions, batch_size=batch_size)
         opened.pop_all()
         return detector
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from edge_ad.bundle.graph_files import GraphFiles
 from edge_ad.errors import DeviceFallbackError, InferenceError, InputError, UnsupportedPrecisionError
 from edge_ad.runtime.devices import DeviceInfo, not_found
 from edge_ad.runtime.session import ExecutionPrecision, Handle, TensorSpec
@@ -85,7 +86,7 @@ class OnnxruntimeSession:
 
 
 def open_graph(
-    path: Path,
+    graph: GraphFiles,
     device: str,
     *,
     precision: ExecutionPrecision,
@@ -107,12 +108,13 @@ def open_graph(
     # Every session has threads of its own, which by default spin while they wait: those of ten idle graphs then take
     # the cores from the one that runs (an ensemble of nine on two shared cores took five times as long).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # never the engine's own format
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        session = ort.InferenceSession(str(path), options, providers=[(provider, settings)])
+        session = ort.InferenceSession(graph.model, options, providers=[(provider, settings)])
     except Exception as error:  # the engine's own exceptions have no other base
-        raise InferenceError(f"{ENGINE} cannot load {path.name} on {device}: {_gist(error)}") from error
+        raise InferenceError(f"{ENGINE} cannot load {graph.name} on {device}: {_gist(error)}") from error
     if session.get_providers()[0] != provider:
         raise DeviceFallbackError(
             f"{device} was asked for, but {ENGINE} fell back to {session.get_providers()[0]}; "

@@ -153,7 +153,7 @@ def test_bits(run, bundle, tmp_path):
 def test_device_and_precision_reach_the_runtime(run, bundle, images, tmp_path, monkeypatch):
     calls = []
 
-    def load(bundle, device, *, precision, score_merge):
+    def load(bundle, device, *, precision, score_merge, require_signature):
         calls.append((device, precision))
         return real(bundle, score_merge=score_merge)
 
