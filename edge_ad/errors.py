@@ -82,6 +82,10 @@ class UnreadableImageError(InputError):
     """A file is empty, truncated, or not an image at all."""
 
 
+class ImageTooLargeError(UnreadableImageError):
+    """An image claims more pixels than are decoded; its header was read, nothing else."""
+
+
 class MixedSizesError(InputError):
     """Images differ in size where one common size was asked for (``--image-size native``)."""
 

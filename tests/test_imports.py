@@ -18,7 +18,11 @@ HEAVY = {
     "cryptography",
 }
 IMPORT_NAMES = {"OpenCV": "cv2", "scikit-learn": "sklearn"}  # where the package is called otherwise than its module
-SCRIPTS = ("peers", "experiments")  # folders of scripts, which use the package and are not installed with it
+SCRIPTS = (
+    "peers",
+    "experiments",
+    "robustness",
+)  # folders of scripts, which use the package and are not installed with it
 
 
 @dataclass(frozen=True)
