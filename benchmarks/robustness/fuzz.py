@@ -11,6 +11,7 @@ accepted was not malformed enough: the detector ran it and gave finite numbers, 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import re
@@ -120,7 +121,7 @@ def change_json(draw: random.Random, content: bytes) -> bytes:
     if draw.random() < 0.2:
         del node[key]
     else:
-        node[key] = draw.choice(strange)
+        node[key] = copy.deepcopy(draw.choice(strange))
     return json.dumps(value).encode()
 
 

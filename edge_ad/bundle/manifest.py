@@ -19,6 +19,7 @@ SCHEMA_VERSION = 1
 # What a manifest may ask for, checked before anything is allocated: a detector holds some ten arrays of these sizes.
 IMAGE_MAX_PIXELS = 2**27
 TILES_MAX = 10_000
+SEAM_MAX_PX = 1000
 FILE_MAX_BYTES = 2**31  # of one file; protobuf ends there too
 
 
@@ -251,6 +252,9 @@ class Manifest:
         rows, cols = (-(-image // stride) for image, stride in zip(setup.image_size, setup.stride, strict=True))
         if rows * cols > TILES_MAX:  # an upper bound of the grid's: a tile at every stride
             raise ManifestError(f"manifest.json.setup: up to {rows * cols} tiles; at most {TILES_MAX}")
+        paths = [file.path for file in self.files]
+        if len(set(paths)) != len(paths):
+            raise ManifestError(f"manifest.json: {max(paths, key=paths.count)} is named twice")
         for file in self.files:
             if not 0 <= file.size_bytes <= FILE_MAX_BYTES:
                 raise ManifestError(f"manifest.json: {file.path}: {file.size_bytes} bytes; at most {FILE_MAX_BYTES}")
@@ -277,9 +281,10 @@ class Manifest:
             )
         if (self.input.color, self.input.resize) != ("rgb", "area"):
             raise ManifestError(f"manifest.json.input: expected color rgb and resize area, but got {self.input}")
-        if not (self.merge.seam_sigma_px > 0 and 0 <= self.merge.seam_band <= 1):
+        if not (0 < self.merge.seam_sigma_px <= SEAM_MAX_PX and 0 <= self.merge.seam_band <= 1):
             raise ManifestError(
-                f"manifest.json.merge: expected seam_sigma_px > 0 and seam_band in [0, 1]: {self.merge}"
+                f"manifest.json.merge: expected seam_sigma_px > 0, at most {SEAM_MAX_PX}, and seam_band in [0, 1]: "
+                f"{self.merge}"
             )
         norm = self.normalisation
         if (norm.fusion is not None) != self.setup.global_model:

@@ -159,7 +159,7 @@ def _with(new: Any, *path: Any) -> Callable[[Any], None]:
         ),
         (
             _with(0, "merge", "seam_sigma_px"),
-            "manifest.json.merge: expected seam_sigma_px > 0 and seam_band in [0, 1]: "
+            "manifest.json.merge: expected seam_sigma_px > 0, at most 1000, and seam_band in [0, 1]: "
             "Merge(score=<ScoreMerge.MAX: 'max'>, seam_sigma_px=0.0, seam_band=0.1)",
         ),
         (
