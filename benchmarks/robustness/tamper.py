@@ -4,7 +4,7 @@
     python benchmarks/robustness/tamper.py --bundle B.edgead --every-block
 
 Each time one bit is flipped, the bundle must be refused, its signature required, by `read_bundle` (what verify does)
-and by `edge_ad.load`, and the bit is flipped back. With ``--every-block`` that is one bit in every 4 KiB. Files of other
+and by `edge_ad.load`, and the bit is flipped back. With ``--every-block`` it is one bit in every 4 KiB. Files of other
 lengths, missing ones and strangers come on top. Graphs are not compiled here: a changed one never gets so far.
 """
 
