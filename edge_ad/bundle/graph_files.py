@@ -68,6 +68,10 @@ def check_graph(graph: GraphFiles, graph_format: Format) -> GraphFiles:
         # OpenVINO chooses a reader by content and has others: of ONNX, TensorFlow, Paddle, PyTorch.
         if not graph.model.startswith(_XML_STARTS):
             raise GraphFormatError(f"{graph.name}: not an OpenVINO IR; export the bundle again")
+        try:
+            graph.model.decode()
+        except UnicodeDecodeError as error:
+            raise GraphFormatError(f"{graph.name}: not UTF-8 ({error}); export the bundle again") from error
         if b"<!" in graph.model:
             raise GraphFormatError(f"{graph.name}: an IR has no document type, entities or comments; export it again")
         return graph

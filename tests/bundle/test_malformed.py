@@ -127,6 +127,8 @@ RECIPES = {
         IR, content("r01_c00.xml", b"\x08\x09\x3a\x00"), GraphFormatError, "not an OpenVINO IR"),
     "a document type": Recipe(
         IR, xml("<net ", '<!DOCTYPE net [<!ENTITY a "aaaaaaaaaa">]><net '), GraphFormatError, "no document type"),
+    "a name that is no text": Recipe(
+        IR, content("r01_c00.xml", b"<?xml version='1.0'?><net name='\xf4'/>"), GraphFormatError, "not UTF-8"),
     "an operation nobody knows": Recipe(IR, xml('type="Abs"', 'type="Exec"'), InferenceError, "r01_c00.xml"),
     "an operation of an extension": Recipe(
         IR, xml('type="Abs" version="opset1"', 'type="Abs" version="extension"'), InferenceError, "r01_c00.xml"),
