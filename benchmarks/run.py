@@ -38,6 +38,7 @@ def run_benchmark(
     *,
     precision: ExecutionPrecision = ExecutionPrecision.AUTO,
     threads: int | None = None,
+    require_signature: Path | None = None,
     warmup: int = WARMUP,
     iterations: int = ITERATIONS,
     batch: int | None = None,
@@ -48,7 +49,7 @@ def run_benchmark(
 
     Args:
         bundle: the bundle folder.
-        device, precision, threads: see `edge_ad.load`.
+        device, precision, threads, require_signature: see `edge_ad.load`.
         warmup, iterations: runs at batch 1; others than the protocol's mark the report as shortened.
         batch: images per throughput run, the protocol's where None; 0 measures no throughput.
         throughput_iterations: timed throughput runs; as many as ``iterations`` where None.
@@ -58,7 +59,7 @@ def run_benchmark(
         The errors of `edge_ad.load`, and `InferenceError`.
     """
     bundle = Path(bundle)
-    manifest = read_manifest(bundle)
+    manifest = read_manifest(bundle, require_signature=require_signature)
     schedule = Schedule(
         warmup=warmup,
         iterations=iterations,
@@ -66,7 +67,9 @@ def run_benchmark(
         throughput_iterations=iterations if throughput_iterations is None else throughput_iterations,
     )
     load_average, before_load_bytes = environment.load_average(), memory.resident_bytes()
-    open_detector = partial(edge_ad.load, bundle, device, precision=precision, threads=threads)
+    open_detector = partial(
+        edge_ad.load, bundle, device, precision=precision, threads=threads, require_signature=require_signature
+    )
 
     detector, load_ms = _timed(open_detector)
     with detector:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import glob
 import json
 import os
+import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from edge_ad.errors import OutputExistsError, OutputWriteError
+from edge_ad.errors import EdgeAdError, OutputExistsError, OutputWriteError
+
+_HAS_LOCKS = os.name != "nt"
+if sys.platform != "win32":
+    import fcntl
+
+_STAGE, _OLD = ".part", ".old"  # suffixes of a folder on its way in, and on its way out
+_PART = re.compile(r"\..*\.(\d+)\.part(\.[^.]*)?")  # a temporary file, and the process that writes it
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux: fcntl.h, linux/fs.h
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -24,7 +37,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     # The suffix stays at the end: cv2.imwrite and others choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write(temporary)
         _flush(temporary)
         temporary.replace(path)
@@ -55,16 +68,27 @@ def write_json(path: Path, value: Any) -> None:
 def staged_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary sibling folder that becomes ``path`` when the block ends without an error.
 
+    An existing folder changes places with it in one step, where the filesystem can (Linux: ext4, xfs, btrfs, tmpfs):
+    whoever reads finds the old one or the new one, whole, and so does who reads after a power cut. Elsewhere there are
+    two steps, with no folder for an instant; one that was interrupted there is put back by the next call.
+
+    What a killed process left beside ``path`` is removed first.
+
     Raises:
         OutputExistsError: ``path`` exists and ``overwrite`` is False.
         OutputWriteError: the folder could not be written; ``path`` is as it was.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path} exists; choose another -o, or pass --overwrite")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        make_folder(path.parent)
+        with _locked(path.parent):
+            _recover(path)
+            if path.exists() and not overwrite:
+                raise OutputExistsError(f"{path} exists; choose another -o, or pass --overwrite")
+            stage = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_STAGE, dir=path.parent))
+            lock = _lock(stage)
+    except OutputExistsError:
+        raise
     except OSError as error:
         raise _write_error(path, error) from error
     try:
@@ -72,18 +96,109 @@ def staged_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         for file in stage.rglob("*"):
             _flush(file)
         stage.chmod(0o755)  # mkdtemp makes it private
-        if path.exists():
-            old = stage.with_suffix(".old")
+        _flush(stage)
+        if not path.exists():
+            stage.rename(path)
+        elif not _exchange(stage, path):
+            old = stage.with_suffix(_OLD)
             path.rename(old)
             stage.rename(path)
-            shutil.rmtree(old)
-        else:
-            stage.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
         _flush(path.parent)
+    except EdgeAdError:  # some are an OSError too, of something that was read
+        raise
     except OSError as error:
         raise _write_error(path, error) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `write_file` of processes that are no more has left anywhere below ``folder``."""
+    for file in Path(folder).rglob(".*.part*"):
+        match = _PART.fullmatch(file.name)
+        if match and file.is_file() and not _is_running(int(match[1])):
+            with suppress(OSError):  # what cannot be removed does no harm
+                file.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make ``path`` and what is missing above it, and wait until that is on disk. `OSError` where that fails."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        _flush(folder.parent)
+
+
+def _recover(path: Path) -> None:
+    """Finish or undo what a killed `staged_folder` of ``path`` has left; those of running ones are locked."""
+    for leftover in sorted(path.parent.glob(f".{glob.escape(path.name)}.*")):
+        if leftover.suffix == _OLD and not path.exists():
+            leftover.rename(path)
+        elif leftover.suffix == _OLD or (leftover.suffix == _STAGE and _is_free(leftover)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change names in one step; False where the system or the filesystem cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    if (code := ctypes.get_errno()) in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(one))
+
+
+def _lock(folder: Path) -> int | None:
+    """A handle that keeps ``folder`` locked until it is closed or its process ends; None where there are no locks."""
+    if not _HAS_LOCKS:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # some network filesystems have none
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    return handle
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time, in here."""
+    handle = _lock(folder)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether no running process has locked ``folder``; False where that cannot be known."""
+    if not _HAS_LOCKS:
+        return False
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def _is_running(process: int) -> bool:
+    """Whether there is such a process, other than this one."""
+    if process == os.getpid() or os.name == "nt":  # Windows: kill would end it
+        return process != os.getpid()
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def _flush(path: Path) -> None:

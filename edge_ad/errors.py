@@ -82,6 +82,10 @@ class UnreadableImageError(InputError):
     """A file is empty, truncated, or not an image at all."""
 
 
+class ImageTooLargeError(UnreadableImageError):
+    """An image claims more pixels than are decoded; its header was read, nothing else."""
+
+
 class MixedSizesError(InputError):
     """Images differ in size where one common size was asked for (``--image-size native``)."""
 
@@ -217,6 +221,22 @@ class LinkedFileError(BundleError):
 
 class EscapingPathError(BundleError):
     """A path in the manifest leaves the bundle folder."""
+
+
+class GraphFormatError(BundleError):
+    """A graph file is not the IR or ONNX it should be, or refers to other files."""
+
+
+class UnsignedBundleError(BundleError):
+    """A signature is required, and the bundle has none."""
+
+
+class WrongSignatureError(BundleError):
+    """The bundle's signature was not made with the key required, or the manifest was changed since."""
+
+
+class SigningKeyError(InputError):
+    """A file is not an Ed25519 key in PEM format, or not the half of the pair that is needed."""
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import cv2
@@ -20,10 +21,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ad import atomic
-from edge_ad.errors import ColorError, DataNotFoundError, FrameError, PixelFormatError, UnreadableImageError
+from edge_ad.errors import (
+    ColorError,
+    DataNotFoundError,
+    FrameError,
+    ImageTooLargeError,
+    PixelFormatError,
+    UnreadableImageError,
+)
+from edge_ad.image_header import claimed_pixels, jpeg_scans
 from edge_ad.tiling import Size
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
+
+
+MAX_PIXELS = 2**28  # 16384 x 16384; 0.8 GB as RGB
+MAX_FILE_BYTES = 2**31 + 2**20  # as many pixels of four 16-bit channels, uncompressed
+MAX_SCANNED_PIXELS = 2**32  # of a JPEG in several passes: some ten seconds
 
 
 class Color(StrEnum):
@@ -63,6 +77,7 @@ def read_image(path: Path, pixel_format: PixelFormat = PixelFormat()) -> NDArray
 
     Raises:
         UnreadableImageError: missing, empty, truncated, or no image.
+        ImageTooLargeError: its header claims more than `MAX_PIXELS`; nothing is decoded.
         PixelFormatError: float or other unusual pixels, values beyond the declared bits, or a transparent 8-bit TIFF.
     """
     decoded = _decode(Path(path))
@@ -200,13 +215,9 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
 
 
 def _decode(path: Path) -> NDArray[Any]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UnreadableImageError(f"{path}: {error.strerror or error}") from error
-    if not content:
-        raise UnreadableImageError(f"{path}: the file is empty")
+    content = _read(path)
     _check_whole(path, content)
+    _check_claims(path, content)
     try:
         decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:  # too many pixels
@@ -217,6 +228,33 @@ def _decode(path: Path) -> NDArray[Any]:
         # libtiff has multiplied the colours by the opacity, or not: OpenCV does not tell.
         raise PixelFormatError(f"{path}: an 8-bit TIFF with transparent pixels is ambiguous; save it as PNG")
     return decoded
+
+
+def _read(path: Path) -> bytes:
+    try:
+        about = path.stat()
+        if not S_ISREG(about.st_mode):  # a pipe may never give anything, a device never end
+            raise UnreadableImageError(f"{path}: not a file")
+        if about.st_size > MAX_FILE_BYTES:
+            raise UnreadableImageError(f"{path}: {about.st_size} bytes; an image file has at most {MAX_FILE_BYTES}")
+        content = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImageError(f"{path}: {error.strerror or error}") from error
+    if not content:
+        raise UnreadableImageError(f"{path}: the file is empty")
+    return content
+
+
+def _check_claims(path: Path, content: bytes) -> None:
+    """Refuse by its header what would take gigabytes, or minutes, to decode."""
+    try:
+        pixels = claimed_pixels(content)
+    except ValueError as error:
+        raise UnreadableImageError(f"{path}: not a readable image ({error}); remove it or save it again") from error
+    if pixels > MAX_PIXELS:
+        raise ImageTooLargeError(f"{path}: its header claims {pixels} pixels; at most {MAX_PIXELS} are decoded")
+    if (scans := jpeg_scans(content)) * pixels > MAX_SCANNED_PIXELS:
+        raise ImageTooLargeError(f"{path}: a JPEG of {pixels} pixels in {scans} passes; save it again as a plain one")
 
 
 def _check_whole(path: Path, content: bytes) -> None:

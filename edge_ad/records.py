@@ -59,7 +59,10 @@ def from_plain(kind: Any, value: Any, where: str, error: type[InputError] = Inpu
             raise error(f"{where}: expected one of {', '.join(kind)}, but got {value!r}")
         return kind(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf
     if type(value) is not kind:
         raise error(f"{where}: expected {kind.__name__}, but got {value!r}")
     if kind is float and not math.isfinite(value):

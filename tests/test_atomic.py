@@ -1,9 +1,14 @@
 import errno
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
 
 import pytest
 
 from edge_ad import atomic
-from edge_ad.errors import OutputExistsError, OutputWriteError
+from edge_ad.errors import MissingFileError, OutputExistsError, OutputWriteError
 
 
 def full_disk(path):
@@ -70,3 +75,104 @@ def test_an_existing_folder_is_replaced_only_when_asked(tmp_path):
         (stage / "new").touch()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def stage_and_die(path, *, with_exchange, when):
+    """Replace ``path`` in a child process that is killed at ``when``: before, between or after the renames."""
+    child = os.fork()
+    if child == 0:
+        if not with_exchange:
+            atomic._exchange = lambda one, other: False
+        rename, done = Path.rename, []
+
+        def count(self, target):
+            if len(done) == when:
+                os.kill(os.getpid(), signal.SIGKILL)
+            done.append(rename(self, target))
+
+        Path.rename = count
+        shutil.rmtree = lambda *args, **more: os.kill(os.getpid(), signal.SIGKILL)
+        with atomic.staged_folder(path, overwrite=True) as stage:
+            (stage / "new").touch()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks, and exchanges folders in one step")
+@pytest.mark.parametrize(
+    ("with_exchange", "when", "found", "next_found"),
+    [
+        (True, 0, ["new"], ["new"]),  # killed when the old one is to be removed
+        (False, 0, ["old"], ["old"]),
+        (False, 1, None, ["old"]),  # between the renames: nothing is there until the next call puts it back
+        (False, 2, ["new"], ["new"]),
+    ],
+)
+def test_a_kill_while_a_folder_is_replaced(tmp_path, with_exchange, when, found, next_found):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+    stage_and_die(out, with_exchange=with_exchange, when=when)
+    assert (sorted(path.name for path in out.iterdir()) if out.exists() else None) == found
+    with pytest.raises(OutputExistsError), atomic.staged_folder(out):
+        pass
+    assert [path.name for path in out.iterdir()] == next_found
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing is left of it
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_a_kill_inside_leaves_nothing_after_the_next_call(tmp_path):
+    child = os.fork()
+    if child == 0:
+        with atomic.staged_folder(tmp_path / "out") as stage:
+            (stage / "half").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert len(list(tmp_path.iterdir())) == 1
+    with atomic.staged_folder(tmp_path / "out") as stage:
+        (stage / "whole").touch()
+        with atomic.staged_folder(tmp_path / "out") as other:  # another of the same name, at the same time
+            (other / "first").touch()
+            assert stage.exists()
+        with pytest.raises(OutputExistsError), atomic.staged_folder(tmp_path / "out"):
+            pass
+        shutil.rmtree(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_leftovers_of_dead_processes_are_removed(tmp_path):
+    ended = os.fork()
+    if ended == 0:
+        os._exit(0)
+    os.waitpid(ended, 0)
+    (tmp_path / "sub").mkdir()
+    parent = os.getppid()  # runs
+    for name in (
+        f".a.{ended}.part.json",
+        f"sub/.b.c.{ended}.part",
+        f".d.{os.getpid()}.part.png",
+        f".e.{parent}.part.json",
+    ):
+        (tmp_path / name).touch()
+    for name in (".hidden.part.json", "f.1.part.json", ".g.x.part.json"):
+        (tmp_path / name).touch()
+    atomic.remove_leftovers(tmp_path)
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {f".e.{parent}.part.json", ".hidden.part.json", "f.1.part.json", ".g.x.part.json"}
+
+
+def test_errors_of_what_is_read_inside_come_through(tmp_path):
+    """Some of ours are an OSError too: they are no failure to write."""
+    with pytest.raises(MissingFileError), atomic.staged_folder(tmp_path / "out"):
+        raise MissingFileError("gone")
+
+
+def test_what_is_flushed(tmp_path, monkeypatch):
+    """Files, then the folders that name them, up to the first that was there before."""
+    flushed = []
+    flush = atomic._flush
+    monkeypatch.setattr(atomic, "_flush", lambda path: flushed.append(path) or flush(path))
+    atomic.write_text(tmp_path / "a" / "b" / "c.txt", "x")
+    names = [path.relative_to(tmp_path).as_posix() for path in flushed]
+    assert names == ["a", ".", f"a/b/.c.{os.getpid()}.part.txt", "a/b"]

@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = {"torch", "torchvision", "timm", "openvino", "onnxruntime", "onnx", "nncf", "cv2", "sklearn", "matplotlib"}
+HEAVY = {
+    *("torch", "torchvision", "timm", "openvino", "onnxruntime", "onnx", "nncf", "cv2", "sklearn", "matplotlib"),
+    "cryptography",
+}
 IMPORT_NAMES = {"OpenCV": "cv2", "scikit-learn": "sklearn"}  # where the package is called otherwise than its module
 SCRIPTS = (
     "peers",

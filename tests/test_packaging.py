@@ -40,13 +40,14 @@ def test_every_package_is_installed(setup):
 def test_the_base_and_one_engine_are_all_that_an_edge_box_needs(setup):
     extras = setup["options.extras_require"]
     base = distributions(setup["options"]["install_requires"])
-    assert third_party(*LEAN) == base | distributions(extras["openvino"]) | distributions(extras["onnxruntime"])
+    engines = distributions(extras["openvino"]) | distributions(extras["onnxruntime"])
+    assert third_party(*LEAN) == base | engines | distributions(extras["signing"])
 
 
 def test_the_training_extra_covers_every_import(setup):
     extras = setup["options.extras_require"]
     base = distributions(setup["options"]["install_requires"])
-    assert third_party(*ROOMS) <= base | distributions(extras["train"])
+    assert third_party(*ROOMS) <= base | distributions(extras["train"]) | distributions(extras["signing"])
 
 
 def test_what_ci_runs_is_what_setup_allows(setup):

@@ -1,16 +1,26 @@
-"""The files of a bundle: named in the manifest, written, read back, and proved to be the ones that were written."""
+"""The files of a bundle: named in the manifest, written, read back, and proved to be the ones that were written.
+
+A bundle may be signed: ``manifest.sig`` holds the Ed25519 signature of manifest.json, which holds the hashes of all
+other files (`edge_ad.bundle.signature`). It is the one file that the manifest does not name.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_ad.atomic import write_json
-from edge_ad.bundle.manifest import FileEntry, Manifest
+from edge_ad.bundle.graph_files import GraphFiles, check_graph, read_array
+from edge_ad.bundle.manifest import FileEntry, Format, Graph, Manifest
 from edge_ad.errors import (
     BundleNotFoundError,
     ChangedFileError,
@@ -19,10 +29,13 @@ from edge_ad.errors import (
     LinkedFileError,
     ManifestError,
     MissingFileError,
+    OutputWriteError,
 )
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_MAX_BYTES = 16_000_000
+SIGNATURE_NAME = "manifest.sig"
+MANIFEST_MAX_BYTES = 4_000_000  # ten thousand heads; parsed, JSON takes up to thirty times its size
+HASHING_THREADS = 4  # hashlib lets others run meanwhile
 
 
 @dataclass(frozen=True)
@@ -54,12 +67,17 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
     write_json(Path(root) / MANIFEST_NAME, manifest.to_json())
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path, *, require_signature: Path | None = None) -> Manifest:
     """The manifest of the bundle folder ``path``, without a look at the other files.
+
+    Args:
+        path: the bundle's folder.
+        require_signature: file of the public key by which the manifest must be signed; None: signed or not.
 
     Raises:
         BundleNotFoundError: ``path`` is not a folder with a manifest.json in it.
         LinkedFileError: manifest.json is a symbolic link.
+        UnsignedBundleError, WrongSignatureError, SigningKeyError, ExtraMissingError: see `check_signature`.
         ManifestError: too large, not JSON, or a field is missing, unknown or of the wrong type.
         UnknownSchemaError: written for another release.
     """
@@ -74,22 +92,30 @@ def read_manifest(path: Path) -> Manifest:
     size_bytes = file.stat().st_size
     if size_bytes > MANIFEST_MAX_BYTES:
         raise ManifestError(f"{file}: {size_bytes} bytes; a manifest has at most {MANIFEST_MAX_BYTES}")
+    content = _read(file, MANIFEST_MAX_BYTES).tobytes()
+    if require_signature is not None:
+        # Only here: an edge box that asks for no signature needs no cryptography package
+        from edge_ad.bundle.signature import check_signature
+
+        check_signature(path / SIGNATURE_NAME, content, require_signature)
     try:
-        value = json.loads(file.read_bytes(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        value = json.loads(content, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # ValueError: also text that is not UTF-8
         raise ManifestError(f"{file}: not valid JSON: {error}") from error
     return Manifest.from_json(value)
 
 
-def read_bundle(path: Path | str, *, check_hashes: bool = True) -> Bundle:
+def read_bundle(path: Path | str, *, check_hashes: bool = True, require_signature: Path | None = None) -> Bundle:
     """The bundle in the folder ``path``, once everything in it is as its manifest says.
 
     Args:
         path: the bundle's folder; it may itself be reached through a link.
         check_hashes: compare SHA-256 sums too; without, names and sizes only.
+        require_signature: see `read_manifest`.
 
     Raises, checked in this order:
-        BundleNotFoundError, LinkedFileError (of the manifest), ManifestError, UnknownSchemaError: see `read_manifest`.
+        BundleNotFoundError, LinkedFileError (of the manifest), the errors of a required signature, ManifestError,
+        UnknownSchemaError: see `read_manifest`.
         EscapingPathError: the manifest names a path outside the folder.
         MissingFileError: a named file is not there.
         LinkedFileError: a file or folder inside is a symbolic link.
@@ -97,7 +123,7 @@ def read_bundle(path: Path | str, *, check_hashes: bool = True) -> Bundle:
         ExtraFileError: a file the manifest does not name.
     """
     path = Path(path)
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, require_signature=require_signature)
     for entry in manifest.files:
         _check_inside(entry.path)
     for entry in manifest.files:
@@ -105,10 +131,80 @@ def read_bundle(path: Path | str, *, check_hashes: bool = True) -> Bundle:
             raise MissingFileError(f"{path}: {entry.path} is named in the manifest but not there; copy the bundle anew")
     found = _walk(path)
     for entry in manifest.files:
-        _check_unchanged(path, entry, check_hashes)
-    if extra := sorted(found - {entry.path for entry in manifest.files} - {MANIFEST_NAME}):
+        _check_size(path, entry, (path / entry.path).stat().st_size)
+    if check_hashes:
+        check_unchanged(path, manifest.files)
+    named = {entry.path for entry in manifest.files} | {MANIFEST_NAME, SIGNATURE_NAME}
+    if extra := sorted(found - named):
         raise ExtraFileError(f"{path}: {extra[0]} is not named in the manifest ({len(extra)} such); remove it")
     return Bundle(path, manifest)
+
+
+def sign_bundle(path: Path, key: Path) -> Path:
+    """Write the signature of the bundle in ``path`` by the private key in the file ``key``, and return its file.
+
+    An earlier signature is replaced, in place: a half-written one is refused like any wrong one, while a temporary file
+    left behind by a power cut would make the bundle one with an extra file.
+
+    Raises:
+        BundleError: the bundle is not whole or was changed: see `read_bundle`.
+        SigningKeyError, ExtraMissingError: see `edge_ad.bundle.signature.sign`.
+        OutputWriteError: the signature cannot be written.
+    """
+    from edge_ad.bundle.signature import sign
+
+    path = Path(path)
+    read_bundle(path)
+    file = path / SIGNATURE_NAME
+    if file.is_symlink():
+        raise LinkedFileError(f"{file} is a symbolic link; remove it")
+    signature = sign((path / MANIFEST_NAME).read_bytes(), Path(key))
+    try:
+        with file.open("wb") as target:
+            target.write(signature)
+            target.flush()
+            os.fsync(target.fileno())
+    except OSError as error:
+        raise OutputWriteError(f"cannot write {file}: {error.strerror or error}; sign the bundle again") from error
+    return file
+
+
+def check_unchanged(root: Path, entries: Iterable[FileEntry]) -> None:
+    """Compare the SHA-256 sums of ``entries`` below ``root``, in threads. Raises `ChangedFileError`."""
+
+    def check(entry: FileEntry) -> None:
+        _check_sum(root, entry, sha256_file(root / entry.path))
+
+    with ThreadPoolExecutor(HASHING_THREADS) as threads:
+        for _ in threads.map(check, entries):
+            pass
+
+
+def read_graph(root: Path, graph: Graph, graph_format: Format) -> GraphFiles:
+    """The bytes of ``graph`` as they lie below ``root``, which are those that the manifest names.
+
+    Raises:
+        MissingFileError: a file cannot be read.
+        ChangedFileError: size or SHA-256 differs.
+        GraphFormatError: see `check_graph`.
+    """
+    model, *weights = [_read_entry(root, entry) for entry in graph.files]
+    return check_graph(GraphFiles(Path(graph.files[0].path).name, model.tobytes(), *weights), graph_format)
+
+
+def _read_entry(root: Path, entry: FileEntry) -> NDArray[np.uint8]:
+    content = _read(root / entry.path, entry.size_bytes)
+    _check_size(root, entry, len(content))
+    _check_sum(root, entry, hashlib.sha256(content.data).hexdigest())
+    return content
+
+
+def _read(path: Path, most_bytes: int) -> NDArray[np.uint8]:
+    """The file's bytes; where there are more than ``most_bytes``, one more than that."""
+    try:
+        return read_array(path, most_bytes + 1)
+    except OSError as error:
+        raise MissingFileError(f"{path}: cannot be read: {error.strerror or error}; copy the bundle anew") from error
 
 
 def _check_inside(relative: str) -> None:
@@ -135,14 +231,15 @@ def _walk(root: Path) -> set[str]:
     return files
 
 
-def _check_unchanged(root: Path, entry: FileEntry, check_hash: bool) -> None:
-    path = root / entry.path
-    size_bytes = path.stat().st_size
+def _check_size(root: Path, entry: FileEntry, size_bytes: int) -> None:
     if size_bytes != entry.size_bytes:
         raise ChangedFileError(
             f"{root}: {entry.path} has {size_bytes} bytes, the manifest says {entry.size_bytes}; copy the bundle anew"
         )
-    if check_hash and sha256_file(path) != entry.sha256:
+
+
+def _check_sum(root: Path, entry: FileEntry, sha256: str) -> None:
+    if sha256 != entry.sha256:
         raise ChangedFileError(f"{root}: {entry.path} has another SHA-256 than the manifest says; copy the bundle anew")
 
 

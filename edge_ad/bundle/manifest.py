@@ -16,6 +16,12 @@ from edge_ad.setups import Setup
 
 SCHEMA_VERSION = 1
 
+# What a manifest may ask for, checked before anything is allocated: a detector holds some ten arrays of these sizes.
+IMAGE_MAX_PIXELS = 2**27
+TILES_MAX = 10_000
+SEAM_MAX_PX = 1000
+FILE_MAX_BYTES = 2**31  # of one file; protobuf ends there too
+
 
 class Format(StrEnum):
     """Graph format, and with it the engine."""
@@ -52,6 +58,9 @@ class NormalisationStage(StrEnum):
     IMAGE = "image"  # merged values
     TILE = "tile"  # every location by its own statistics before merging, then the merged values
     NONE = "none"  # values stay raw
+
+
+FILES_PER_GRAPH = {Format.OPENVINO: 2, Format.ONNX: 1}  # at most: an IR and its constants; all in one
 
 
 @dataclass(frozen=True)
@@ -229,8 +238,30 @@ class Manifest:
         manifest._check()
         return manifest
 
+    def _check_sizes(self) -> None:
+        """Nothing here is computed with the sizes, which may be absurd, but their products."""
+        setup = self.setup
+        for name in ("image_size", "tile_size", "stride"):
+            if any(not 1 <= length_px <= IMAGE_MAX_PIXELS for length_px in getattr(setup, name)):
+                raise ManifestError(
+                    f"manifest.json.setup.{name}: expected 1 to {IMAGE_MAX_PIXELS} px, but got {getattr(setup, name)}"
+                )
+        pixels = setup.image_size[0] * setup.image_size[1]
+        if pixels > IMAGE_MAX_PIXELS:
+            raise ManifestError(f"manifest.json.setup.image_size: {pixels} pixels; at most {IMAGE_MAX_PIXELS}")
+        rows, cols = (-(-image // stride) for image, stride in zip(setup.image_size, setup.stride, strict=True))
+        if rows * cols > TILES_MAX:  # an upper bound of the grid's: a tile at every stride
+            raise ManifestError(f"manifest.json.setup: up to {rows * cols} tiles; at most {TILES_MAX}")
+        paths = [file.path for file in self.files]
+        if len(set(paths)) != len(paths):
+            raise ManifestError(f"manifest.json: {max(paths, key=paths.count)} is named twice")
+        for file in self.files:
+            if not 0 <= file.size_bytes <= FILE_MAX_BYTES:
+                raise ManifestError(f"manifest.json: {file.path}: {file.size_bytes} bytes; at most {FILE_MAX_BYTES}")
+
     def _check(self) -> None:
         """What the types alone do not say."""
+        self._check_sizes()
         try:
             expected = self.setup.model_locations
             tiles = len(self.setup.grid) if self.normalisation.stage is NormalisationStage.TILE else 0
@@ -243,13 +274,17 @@ class Manifest:
             )
         if sum(graph.role is Role.SHARED for graph in self.graphs) > 1:
             raise ManifestError("manifest.json: more than one shared graph")
-        if any(not graph.files for graph in self.graphs):
-            raise ManifestError("manifest.json: a graph without files")
+        if any(not 1 <= len(graph.files) <= FILES_PER_GRAPH[self.format] for graph in self.graphs):
+            raise ManifestError(
+                f"manifest.json: expected 1 to {FILES_PER_GRAPH[self.format]} files per {self.format} graph, "
+                f"but got {sorted({len(graph.files) for graph in self.graphs})}"
+            )
         if (self.input.color, self.input.resize) != ("rgb", "area"):
             raise ManifestError(f"manifest.json.input: expected color rgb and resize area, but got {self.input}")
-        if not (self.merge.seam_sigma_px > 0 and 0 <= self.merge.seam_band <= 1):
+        if not (0 < self.merge.seam_sigma_px <= SEAM_MAX_PX and 0 <= self.merge.seam_band <= 1):
             raise ManifestError(
-                f"manifest.json.merge: expected seam_sigma_px > 0 and seam_band in [0, 1]: {self.merge}"
+                f"manifest.json.merge: expected seam_sigma_px > 0, at most {SEAM_MAX_PX}, and seam_band in [0, 1]: "
+                f"{self.merge}"
             )
         norm = self.normalisation
         if (norm.fusion is not None) != self.setup.global_model:

@@ -26,6 +26,7 @@ COMMANDS = {
     "distill": "Teach EfficientAD's small teacher what a large network knows.",
     "evaluate": "Measure a run or a bundle on labelled test images.",
     "export": "Turn a run into a bundle for the edge.",
+    "sign": "Sign a bundle, so that a line can require it.",
     "predict": "Inspect images: scores, overlays, masks.",
     "benchmark": "Time BUNDLE by the EfficientAD protocol.",
     "verify": "Prove that a bundle is unchanged and computes what it should.",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edge_ad.cli.options import device_option, precision_option, write_json
+from edge_ad.cli.options import device_option, precision_option, signature_option, write_json
 from edge_ad.runtime.session import ExecutionPrecision
 
 
@@ -15,6 +15,7 @@ from edge_ad.runtime.session import ExecutionPrecision
 @click.argument("bundle", type=click.Path(path_type=Path))
 @device_option
 @precision_option
+@signature_option
 @click.option("--batch", type=int, help="Images per throughput run; 0: no throughput.  [default: 16; PatchCore 8]")
 @click.option("--warmup", type=int, default=1000, show_default=True, help="Untimed runs at batch 1.")
 @click.option("--iterations", type=int, default=1000, show_default=True, help="Timed runs at batch 1.")
@@ -28,6 +29,7 @@ def command(
     bundle: Path,
     device: str,
     precision: str,
+    require_signature: Path | None,
     batch: int | None,
     warmup: int,
     iterations: int,
@@ -53,6 +55,7 @@ def command(
         device,
         precision=ExecutionPrecision(precision),
         threads=threads,
+        require_signature=require_signature,
         warmup=warmup,
         iterations=iterations,
         batch=batch,

@@ -18,6 +18,7 @@ from edge_ad.cli.options import (
     device_option,
     layout_option,
     precision_option,
+    signature_option,
     write_json,
 )
 from edge_ad.imaging import Alpha, PixelFormat
@@ -33,6 +34,7 @@ from edge_ad.tiling import Size
 @alpha_option
 @device_option
 @precision_option
+@signature_option
 @click.option("--score-merge", type=choice(ScoreMerge), help="Replaces the model's own.")
 @click.option("--metrics-size", type=SizeType(), help="Where pixels are compared.  [default: the setup's image size]")
 @click.option("--pro-limit", type=click.FloatRange(0, 1, min_open=True), default=0.3, show_default=True)
@@ -49,6 +51,7 @@ def command(
     alpha: str,
     device: str,
     precision: str,
+    require_signature: Path | None,
     score_merge: str | None,
     metrics_size: Size | None,
     pro_limit: float,
@@ -59,11 +62,11 @@ def command(
 
     Image AUROC, AUPR, F1-max, and F1, precision and recall at the model's own threshold; where there are masks also
     pixel AUROC, AUPR, F1-max and AUPRO (8-connected regions). Metrics are taken on raw merged values. A run is
-    evaluated as it was trained, in float32 on the CPU; device and precision are for bundles.
+    evaluated as it was trained, in float32 on the CPU; device, precision and signature are for bundles.
     """
     from edge_ad.data.cache import open_cache
     from edge_ad.data.layouts import read_dataset
-    from edge_ad.errors import EmptyDataError
+    from edge_ad.errors import EmptyDataError, InputError
     from edge_ad.evaluation.evaluate import evaluate
     from edge_ad.evaluation.report import to_json, to_markdown, write_report
     from edge_ad.progress import terminal_progress
@@ -75,12 +78,16 @@ def command(
     if not dataset.test:
         raise EmptyDataError(f"{data} has no test images in layout {layout!r}")
     if (model / "run.json").exists():
+        if require_signature is not None:
+            raise InputError(f"{model} is a run, and only bundles are signed; leave --require-signature out")
         run = RunFolder.open(model)
         if score_merge:
             run = replace(run, settings=replace(run.settings, score_merge=ScoreMerge(score_merge)))
         detector = run_detector(run, normalisation=run.normalisation())
     else:
-        detector = load(model, device, precision=precision, score_merge=score_merge)
+        detector = load(
+            model, device, precision=precision, score_merge=score_merge, require_signature=require_signature
+        )
     with detector, terminal_progress(not obj["quiet"]) as progress:
         cached = open_cache(dataset.test, detector.image_size, PixelFormat(bits, Alpha(alpha)), progress=progress)
         evaluation = evaluate(

@@ -9,19 +9,20 @@ import click
 
 from edge_ad.bundle.files import read_bundle
 from edge_ad.bundle.manifest import Graph, Manifest
-from edge_ad.cli.options import json_option, write_json, write_table
+from edge_ad.cli.options import json_option, signature_option, write_json, write_table
 from edge_ad.setups import ExtractorScope
 
 
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@signature_option
 @json_option
-def command(bundle: Path, json_target: str | None) -> None:
+def command(bundle: Path, require_signature: Path | None, json_target: str | None) -> None:
     """Show what is in a bundle.
 
     Names and sizes of the files are checked, their contents are not: that is what verify is for.
     """
-    manifest = read_bundle(bundle, check_hashes=False).manifest
+    manifest = read_bundle(bundle, check_hashes=False, require_signature=require_signature).manifest
     if json_target is not None:
         write_json(json_target, {"path": str(bundle), "totals": totals(manifest), "manifest": manifest.to_json()})
         return

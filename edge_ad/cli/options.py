@@ -67,6 +67,13 @@ precision_option = click.option(
     show_default=True,
     help="What float parts execute in; auto: the device's default.",
 )
+signature_option = click.option(
+    "--require-signature",
+    "require_signature",
+    metavar="PUBKEY",
+    type=click.Path(path_type=Path),
+    help="Refuse a bundle that is not signed by the owner of this Ed25519 key, a PEM file.",
+)
 json_option = click.option(
     "--json",
     "json_target",

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edge_ad.bundle.manifest import ScoreMerge
-from edge_ad.cli.options import alpha_option, bits_option, choice, device_option, precision_option
+from edge_ad.cli.options import alpha_option, bits_option, choice, device_option, precision_option, signature_option
 from edge_ad.errors import EdgeAdError, GateError
 from edge_ad.imaging import Alpha, PixelFormat
 from edge_ad.runtime.detector import load
@@ -19,6 +19,7 @@ from edge_ad.runtime.predictions import RESULTS, named_images, predict_files, pr
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @device_option
 @precision_option
+@signature_option
 @click.option("--score-merge", type=choice(ScoreMerge), help="Replaces the bundle's own.")
 @bits_option
 @alpha_option
@@ -34,6 +35,7 @@ def command(
     sources: tuple[Path, ...],
     device: str,
     precision: str,
+    require_signature: Path | None,
     score_merge: str | None,
     bits: int | None,
     alpha: str,
@@ -51,7 +53,14 @@ def command(
     """
     images = named_images(sources)
     failed = anomalous = 0
-    with load(bundle, device, precision=precision, score_merge=score_merge, self_test=self_test) as detector:
+    with load(
+        bundle,
+        device,
+        precision=precision,
+        score_merge=score_merge,
+        require_signature=require_signature,
+        self_test=self_test,
+    ) as detector:
         prepare_output(output, overwrite=overwrite)
         pixel_format = PixelFormat(bits, Alpha(alpha))
         for prediction in predict_files(detector, images, output, pixel_format=pixel_format, tiles=tiles):

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edge_ad.bundle.files import read_bundle
-from edge_ad.cli.options import device_option, precision_option, write_table
+from edge_ad.cli.options import device_option, precision_option, signature_option, write_table
 from edge_ad.runtime.detector import open_detector
 from edge_ad.runtime.session import ExecutionPrecision
 from edge_ad.runtime.verify import verify_bundle
@@ -17,15 +17,18 @@ from edge_ad.runtime.verify import verify_bundle
 @click.argument("bundle", type=click.Path(path_type=Path))
 @device_option
 @precision_option
-def command(bundle: Path, device: str, precision: str) -> None:
+@signature_option
+def command(bundle: Path, device: str, precision: str, require_signature: Path | None) -> None:
     """Prove that a bundle is unchanged and computes what it should.
 
     Every file's SHA-256 is compared with the manifest; then the golden images run on the device, and their scores must
     be those recorded at export. Exit code 2: the bundle was changed; 3: it computes something else here.
     """
-    found = read_bundle(bundle)
+    found = read_bundle(bundle, require_signature=require_signature)
     files = found.manifest.files
     click.echo(f"{len(files)} files, {sum(file.size_bytes for file in files) / 1e6:.1f} MB: unchanged")
+    if require_signature is not None:
+        click.echo(f"signed by the owner of {require_signature}")
     with open_detector(found.path, found.manifest, device, precision=ExecutionPrecision(precision)) as detector:
         click.echo(detector)
         checks = verify_bundle(detector, found)

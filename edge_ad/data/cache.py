@@ -134,6 +134,7 @@ def _write(path: Path, shape: tuple[int, ...], image: Callable[[int], NDArray[np
                 progress(done, len(array), "decoding images")
         array.flush()
 
+    atomic.remove_leftovers(path.parent)  # an interrupted call's are as large as the array
     try:
         atomic.write_file(path, write)
     except OutputWriteError as error:

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_ad import atomic
 from edge_ad.errors import OutputWriteError, ResultsError
 from edge_ad.experiment.record import SCHEMA_VERSION, Identity, Record
 from edge_ad.records import from_plain, to_plain
@@ -46,7 +47,8 @@ class Store:
         """Add a line and wait until it is on disk. Raises `OutputWriteError`."""
         line = json.dumps(to_plain(record), allow_nan=False, separators=(",", ":")) + "\n"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self.path.exists():
+                atomic.write_bytes(self.path, b"")  # on disk as a name too
             with self.path.open("ab") as file:
                 file.write(line.encode())
                 file.flush()

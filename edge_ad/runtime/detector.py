@@ -19,7 +19,8 @@ from typing import Any, NoReturn, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ad.bundle.files import read_bundle
+from edge_ad.bundle.files import check_unchanged, read_bundle
+from edge_ad.bundle.graph_reader import GraphReader
 from edge_ad.bundle.manifest import Graph, Manifest, Normalisation, NormalisationStage, ScoreMerge
 from edge_ad.errors import (
     DetectorClosedError,
@@ -454,6 +455,7 @@ def load(
     threads: int | None = None,
     cache_dir: str | Path | None = None,
     score_merge: ScoreMerge | str | None = None,
+    require_signature: str | Path | None = None,
     self_test: bool = False,
     memory_budget: int | str | None = None,
 ) -> Detector:
@@ -466,19 +468,23 @@ def load(
             numbers do not bear less (`Graph.keep_f32`); anything else holds for every graph.
         batch_size, threads, cache_dir: see `edge_ad.runtime.sessions.open_session`.
         score_merge: ``"mean"`` or ``"max"`` in place of the bundle's own, for which the thresholds were fitted.
+        require_signature: file of the Ed25519 public key (PEM) by which the bundle must be signed (``edge-ad sign``).
+        self_test: run the golden images first, and compare their scores with the exporter's: see `verify_bundle`.
         memory_budget: bytes, or a size such as ``"300MB"``, for extractor and heads: heads that do not fit are opened
             when their turn comes, the next one ahead, which costs time (see `edge_ad.runtime.residency`). All heads
             stay loaded where None.
-        self_test: run the golden images first, and compare their scores with the exporter's: see `verify_bundle`.
 
     Raises:
-        BundleError: the bundle is not whole or was changed; see `read_bundle` for its kinds.
+        BundleError: the bundle is not whole or was changed; or not signed as required; see `read_bundle` for its kinds.
+        SigningKeyError, ExtraMissingError: the signature cannot be checked.
         EngineMissingError, DeviceNotFoundError, DeviceFallbackError, UnsupportedPrecisionError: cannot run here.
         InputError: an argument is out of range.
         InferenceError: the engine cannot read or compile a graph.
         VerificationError: the device computes something else than the exporter's, or there is no golden image.
     """
-    found = read_bundle(bundle)
+    key = None if require_signature is None else Path(require_signature)
+    found = read_bundle(bundle, check_hashes=False, require_signature=key)
+    check_unchanged(found.path, [golden.file for golden in found.manifest.golden])  # the graphs: where they are read
     merge = found.manifest.merge
     if score_merge is not None:
         merge = replace(merge, score=_choice(ScoreMerge, score_merge))
@@ -513,12 +519,16 @@ def open_detector(
     cache_dir: Path | None = None,
     memory_budget: int | str | None = None,
 ) -> Detector:
-    """`load` without the checks of the bundle: ``manifest``'s graphs as they lie in the folder ``path``."""
+    """`load` without the checks of the bundle as a whole: ``manifest``'s graphs as they lie in the folder ``path``.
+
+    A graph is read into memory, compared with its hash and compiled from there; the next one is read meanwhile.
+    """
+    reader = GraphReader(path, manifest)
 
     def session(graph: Graph) -> Session:
         keep_f32 = graph.keep_f32 and precision is ExecutionPrecision.AUTO
         return open_session(
-            path / graph.files[0].path,
+            reader.read(graph),
             manifest.format,
             device,
             precision=ExecutionPrecision.F32 if keep_f32 else precision,
@@ -528,7 +538,7 @@ def open_detector(
         )
 
     takers = [] if memory_budget is None else turn_takers(manifest.shared, manifest.heads, parse_bytes(memory_budget))
-    with ExitStack() as opened:  # closes what was opened where a later graph cannot be
+    with reader, ExitStack() as opened:  # closes what was opened where a later graph cannot be
         shared = session(manifest.shared) if manifest.shared else None
         if shared:
             opened.callback(shared.close)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +12,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edge_ad.errors import DeviceFallbackError, InferenceError, InputError, UnsupportedPrecisionError
+from edge_ad.bundle.graph_files import GraphFiles
+from edge_ad.errors import DeviceFallbackError, GraphFormatError, InferenceError, InputError, UnsupportedPrecisionError
 from edge_ad.runtime.devices import DeviceInfo, not_found
 from edge_ad.runtime.session import ExecutionPrecision, Handle, TensorSpec
 
 ENGINE = "ONNX Runtime"
+ELEMENTS_MAX = 2**31  # of one tensor: outputs are allocated before the graph runs
 BATCH_AXIS = "batch"  # the free dimension our exporter names
 _PROVIDERS = {"CPU": "CPUExecutionProvider", "CUDA": "CUDAExecutionProvider"}
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
@@ -85,7 +88,7 @@ class OnnxruntimeSession:
 
 
 def open_graph(
-    path: Path,
+    graph: GraphFiles,
     device: str,
     *,
     precision: ExecutionPrecision,
@@ -107,12 +110,13 @@ def open_graph(
     # Every session has threads of its own, which by default spin while they wait: those of ten idle graphs then take
     # the cores from the one that runs (an ensemble of nine on two shared cores took five times as long).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # never the engine's own format
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        session = ort.InferenceSession(str(path), options, providers=[(provider, settings)])
+        session = ort.InferenceSession(graph.model, options, providers=[(provider, settings)])
     except Exception as error:  # the engine's own exceptions have no other base
-        raise InferenceError(f"{ENGINE} cannot load {path.name} on {device}: {_gist(error)}") from error
+        raise InferenceError(f"{ENGINE} cannot load {graph.name} on {device}: {_gist(error)}") from error
     if session.get_providers()[0] != provider:
         raise DeviceFallbackError(
             f"{device} was asked for, but {ENGINE} fell back to {session.get_providers()[0]}; "
@@ -137,6 +141,14 @@ def _allocate(spec: TensorSpec, memory: str, index: int) -> _Output:
 
 
 def _specs(nodes: Any, batch_size: int) -> dict[str, TensorSpec]:
+    for node in nodes:
+        sizes = node.shape[1:]
+        if node.type not in _DTYPES or not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise GraphFormatError(
+                f"{node.name}: {node.type} {node.shape}; a bundle's graphs have fixed sizes and plain types"
+            )
+        if batch_size * math.prod(sizes) > ELEMENTS_MAX:
+            raise GraphFormatError(f"{node.name}: {node.shape} has more than {ELEMENTS_MAX} elements")
     return {node.name: TensorSpec(node.name, (batch_size, *node.shape[1:]), _DTYPES[node.type]) for node in nodes}
 
 

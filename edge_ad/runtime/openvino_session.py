@@ -11,6 +11,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from edge_ad.bundle.graph_files import GraphFiles
 from edge_ad.errors import InferenceError, InputError, UnsupportedPrecisionError
 from edge_ad.runtime.devices import DeviceInfo, not_found, split_device
 from edge_ad.runtime.session import ExecutionPrecision, Handle, TensorSpec
@@ -37,14 +38,19 @@ class OpenvinoSession:
     """One IR, compiled for one device and one batch size. See `edge_ad.runtime.session.Session`.
 
     Make one with `open_graph`. Handles are openvino.Tensor.
+
+    Args:
+        compiled: the graph.
+        weights: its constants, which are kept: some devices compute with them where they lie.
     """
 
-    def __init__(self, compiled: ov.CompiledModel) -> None:
+    def __init__(self, compiled: ov.CompiledModel, weights: ov.Tensor) -> None:
         self.device = ",".join(compiled.get_property("EXECUTION_DEVICES"))
         self.precision = _executed_precision(compiled)
         self.inputs: Mapping[str, TensorSpec] = {port.any_name: _spec(port) for port in compiled.inputs}
         self.outputs: Mapping[str, TensorSpec] = {port.any_name: _spec(port) for port in compiled.outputs}
         self._request: ov.InferRequest | None = compiled.create_infer_request()
+        self._weights: ov.Tensor | None = weights
 
     def run(self, feeds: Mapping[str, NDArray[Any] | Handle]) -> Mapping[str, Handle]:
         """See `Session.run`. Arrays must be writable: OpenVINO does not wrap others without a copy."""
@@ -68,11 +74,11 @@ class OpenvinoSession:
 
     def close(self) -> None:
         """See `Session.close`."""
-        self._request = None
+        self._request = self._weights = None
 
 
 def open_graph(
-    path: Path,
+    graph: GraphFiles,
     device: str,
     *,
     precision: ExecutionPrecision,
@@ -93,14 +99,15 @@ def open_graph(
     if cache_dir is not None:
         config["CACHE_DIR"] = str(cache_dir)
     try:
-        model = core().read_model(path)
+        weights = ov.Tensor(graph.weights, shared_memory=True)
+        model = core().read_model(graph.model, weights)
         model.reshape({port.any_name: _with_batch(port.partial_shape, batch_size) for port in model.inputs})
-        session = OpenvinoSession(core().compile_model(model, device, config))
+        session = OpenvinoSession(core().compile_model(model, device, config), weights)
     except RuntimeError as error:
-        raise InferenceError(f"OpenVINO cannot load {path.name} on {device}: {_gist(error)}") from error
+        raise InferenceError(f"OpenVINO cannot load {graph.name} on {device}: {_gist(error)}") from error
     if precision is not ExecutionPrecision.AUTO and session.precision != precision:
         raise UnsupportedPrecisionError(
-            f"{session.device} executes {path.name} in {session.precision}, not in the {precision} asked for; "
+            f"{session.device} executes {graph.name} in {session.precision}, not in the {precision} asked for; "
             "ask for that or for auto"
         )
     return session

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from edge_ad.bundle.graph_files import GraphFiles
 from edge_ad.bundle.manifest import Format
 from edge_ad.errors import EngineMissingError, InputError
 from edge_ad.runtime.session import ExecutionPrecision, Session
@@ -42,7 +43,7 @@ def import_engine(graph_format: Format) -> ModuleType:
 
 
 def open_session(
-    path: Path,
+    graph: GraphFiles | Path,
     graph_format: Format,
     device: str = "CPU",
     *,
@@ -54,25 +55,29 @@ def open_session(
     """One graph, compiled for one device and one batch size.
 
     Args:
-        path: the graph's first file (.xml or .onnx).
+        graph: its bytes, or the file (.xml or .onnx) of a graph that belongs to no bundle.
         graph_format: decides the engine.
         device: see `edge_ad.runtime.devices`.
         precision: of the float parts; the device's default where ``auto``.
         batch_size: fixed when compiled.
         threads: of inference on the CPU; the engine's choice where None.
-        cache_dir: where OpenVINO keeps compiled graphs, so that the next start is quick (GPU, NPU).
+        cache_dir: where OpenVINO keeps compiled graphs, so that the next start is quick (GPU, NPU). What
+            lies there runs unchecked: let nobody write to it who may not write to this program.
 
     Raises:
         EngineMissingError: the format's engine is not installed.
         DeviceNotFoundError, DeviceFallbackError: the device is not there; the message lists those found.
         UnsupportedPrecisionError: the device does not execute in ``precision``.
+        GraphFormatError: the graph is of another format, or needs other files.
         InputError: an argument is out of range, or the engine has no such thing.
         InferenceError: the graph could not be read or compiled.
     """
     for name, value in (("batch_size", batch_size), ("threads", threads)):
         if value is not None and value < 1:
             raise InputError(f"{name}: expected at least 1, but got {value}")
-    session: Session = import_engine(graph_format).open_graph(
-        Path(path), device, precision=precision, batch_size=batch_size, threads=threads, cache_dir=cache_dir
+    engine = import_engine(graph_format)
+    files = graph if isinstance(graph, GraphFiles) else GraphFiles.read(Path(graph), graph_format)
+    session: Session = engine.open_graph(
+        files, device, precision=precision, batch_size=batch_size, threads=threads, cache_dir=cache_dir
     )
     return session

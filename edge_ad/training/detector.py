@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
@@ -18,6 +19,7 @@ from edge_ad.bundle.manifest import (
     Provenance,
     Scale,
 )
+from edge_ad.errors import InputError
 from edge_ad.methods.tile_model import TileModel
 from edge_ad.runtime.detector import Detector
 from edge_ad.tiling import SEAM_BAND, SEAM_SIGMA_PX
@@ -66,7 +68,7 @@ def run_manifest(run: RunFolder, normalisation: Normalisation) -> Manifest:
         parity=(),
         parity_tolerance=0.0,
         provenance=Provenance(
-            created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            created_utc=_now().isoformat(timespec="seconds"),
             versions=_versions(),
             seed=settings.seed,
             data_digest=settings.data.digest,
@@ -74,6 +76,17 @@ def run_manifest(run: RunFolder, normalisation: Normalisation) -> Manifest:
             weights=settings.weights,
         ),
     )
+
+
+def _now() -> datetime:
+    """The time, or SOURCE_DATE_EPOCH (reproducible-builds.org): two exports of a run are then the same bytes."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if not epoch:
+        return datetime.now(UTC)
+    try:
+        return datetime.fromtimestamp(int(epoch), UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise InputError(f"SOURCE_DATE_EPOCH: expected seconds since 1970, but got {epoch!r}") from error
 
 
 def _versions() -> dict[str, str]:

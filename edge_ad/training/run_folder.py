@@ -88,6 +88,7 @@ class RunFolder:
             OutputWriteError: the folder cannot be written.
         """
         path = Path(path)
+        atomic.remove_leftovers(path)
         if (path / "run.json").exists():
             run = cls.open(path)
             if found := differences(to_plain(run.settings), to_plain(settings)):

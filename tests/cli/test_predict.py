@@ -177,7 +177,7 @@ def test_bits(run, bundle, tmp_path):
 def test_device_and_precision_reach_the_runtime(run, bundle, images, tmp_path, monkeypatch):
     calls = []
 
-    def load(bundle, device, *, precision, score_merge, self_test):
+    def load(bundle, device, *, precision, score_merge, require_signature, self_test):
         calls.append((device, precision, self_test))
         return real(bundle, score_merge=score_merge)
 

@@ -18,6 +18,7 @@ from tiny_bundle import expected_tile, head_constants, some_image, tiny_manifest
 
 import edge_ad
 from edge_ad.bundle.files import read_bundle
+from edge_ad.bundle.graph_files import GraphFiles
 from edge_ad.bundle.manifest import (
     Format,
     Manifest,
@@ -417,10 +418,12 @@ def test_heads_keep_f32_unless_told_otherwise(
 ) -> None:
     asked: list[str] = []
 
-    def open_fake(path: Path, *args: Any, precision: ExecutionPrecision, batch_size: int, **more: Any) -> FakeSession:
+    def open_fake(
+        graph: GraphFiles, *args: Any, precision: ExecutionPrecision, batch_size: int, **more: Any
+    ) -> FakeSession:
         asked.append(str(precision))
         locations = {at.name: at for at in tiny_setup().model_locations}
-        return FakeSession((23, 29), locations.get(path.stem), batch_size)
+        return FakeSession((23, 29), locations.get(Path(graph.name).stem), batch_size)
 
     monkeypatch.setattr(detector_module, "open_session", open_fake)
     edge_ad.load(tiny_bundle(), precision=precision)
@@ -430,7 +433,7 @@ def test_heads_keep_f32_unless_told_otherwise(
 def test_a_failed_load_closes_what_it_opened(tiny_bundle: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[FakeSession] = []
 
-    def open_fake(path: Path, *args: Any, **more: Any) -> FakeSession:
+    def open_fake(graph: GraphFiles, *args: Any, **more: Any) -> FakeSession:
         if len(opened) == 3:
             raise InferenceError("disk on fire")
         opened.append(FakeSession((23, 29), None))

@@ -540,9 +540,9 @@ def test_a_device_that_computes_garbage_is_caught(tiny_bundle: Write, monkeypatc
 
     opened: list[FakeSession] = []
 
-    def open_fake(path: Path, *args: Any, batch_size: int, **more: Any) -> FakeSession:
+    def open_fake(files: GraphFiles, *args: Any, batch_size: int, **more: Any) -> FakeSession:
         locations = {at.name: at for at in SETUP.model_locations}
-        location = locations.get(path.stem)
+        location = locations.get(Path(files.name).stem)
         garbage = is_broken and location == SETUP.model_locations[2]
         opened.append(FakeSession(SETUP.tile_size, SETUP.model_locations[3] if garbage else location, batch_size))
         return opened[-1]

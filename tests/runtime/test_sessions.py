@@ -18,6 +18,7 @@ from edge_ad.errors import (
     DeviceFallbackError,
     DeviceNotFoundError,
     EngineMissingError,
+    GraphFormatError,
     InferenceError,
     InputError,
     UnsupportedPrecisionError,
@@ -225,8 +226,15 @@ def test_cache_dir(graph: tuple[Path, Format], tmp_path: Path) -> None:
 
 
 def test_graphs_that_cannot_be_read(tmp_path: Path) -> None:
-    for graph_format, name in ((Format.OPENVINO, "bad.xml"), (Format.ONNX, "bad.onnx")):
+    # The second content of each begins well: XML of another kind, an ONNX model without a graph.
+    for graph_format, name, start in (
+        (Format.OPENVINO, "bad.xml", b"<?xml version='1.0'?><nonsense/>"),
+        (Format.ONNX, "bad.onnx", b"\x08\x09"),
+    ):
         (tmp_path / name).write_text("nonsense")
+        with pytest.raises(GraphFormatError, match=f"{name}: not an (OpenVINO IR|ONNX model)"):
+            open_session(tmp_path / name, graph_format)
+        (tmp_path / name).write_bytes(start)
         with pytest.raises(InferenceError, match=f"cannot load {name} on CPU"):
             open_session(tmp_path / name, graph_format)
 

@@ -1,0 +1,50 @@
+"""The graphs of a bundle one after the other, each read and checked while the one before it is compiled."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from edge_ad.bundle.files import read_graph
+from edge_ad.bundle.graph_files import GraphFiles
+from edge_ad.bundle.manifest import Graph, Manifest
+
+
+class GraphReader:
+    """Reads graphs of the bundle at ``root``, ahead of those who ask for them in the manifest's order.
+
+    Once closed it still reads, but nothing ahead.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self._root = root
+        self._format = manifest.format
+        self._graphs = (*([manifest.shared] if manifest.shared else []), *manifest.heads)
+        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(1, "edge-ad-reader")
+        self._ahead: tuple[Graph, Future[GraphFiles]] | None = None
+
+    def read(self, graph: Graph) -> GraphFiles:
+        """See `read_graph`."""
+        ahead, self._ahead = self._ahead, None
+        files = ahead[1].result() if ahead and ahead[0] is graph else read_graph(self._root, graph, self._format)
+        following = self._graphs.index(graph) + 1
+        if self._pool and following < len(self._graphs):
+            after = self._graphs[following]
+            self._ahead = after, self._pool.submit(read_graph, self._root, after, self._format)
+        return files
+
+    def close(self) -> None:
+        """End the thread. Idempotent."""
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = self._ahead = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+from signing_keys import write_keys
+
+from edge_ad.data.synthetic import write_synthetic
+
+
+@pytest.fixture
+def keys(tmp_path):
+    return write_keys(tmp_path, "release")
+
+
+def test_sign_and_require(run, bundle, images, tmp_path, keys):
+    """Each command that loads a bundle refuses it until it is signed."""
+    private, public = keys
+    commands = {
+        "predict": (bundle, images, "-o", tmp_path / "out", "--overwrite"),
+        "verify": (bundle,),
+        "inspect": (bundle,),
+        "benchmark": (bundle, "--iterations", 2, "--warmup", 1, "--batch", 0),
+    }
+    for name, arguments in commands.items():
+        code, out, err = run(name, *arguments, "--require-signature", public)
+        assert (code, out) == (2, ""), name
+        assert "a signature is required, and manifest.sig cannot be read" in err, name
+    code, out, err = run("sign", bundle, "--key", private)
+    assert (code, out, err) == (0, f"{bundle / 'manifest.sig'}: signed\n", "")
+    for name, arguments in commands.items():
+        assert run(name, *arguments, "--require-signature", public).code == 0, name
+    assert f"signed by the owner of {public}" in run("verify", bundle, "--require-signature", public).out
+
+
+def test_evaluate_requires_a_signature_of_bundles_only(run, bundle, tmp_path, keys):
+    private, public = keys
+    plates = write_synthetic(tmp_path / "plates", size=(64, 64), train=1, test_good=1, test_defective=1)
+    arguments = ("--data", plates, "--layout", "mvtec", "--require-signature", public)
+    assert "a signature is required" in run("evaluate", bundle, *arguments).err
+    run("sign", bundle, "--key", private)
+    assert run("evaluate", bundle, *arguments).code == 0
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    code, _, err = run("evaluate", tmp_path / "run", *arguments)
+    assert code == 2
+    assert "is a run, and only bundles are signed; leave --require-signature out" in err
+
+
+def test_a_changed_bundle_is_not_signed(run, bundle, keys):
+    (bundle / "extra").touch()
+    code, _, err = run("sign", bundle, "--key", keys[0])
+    assert (code, "extra is not named in the manifest" in err) == (2, True)
+    assert not (bundle / "manifest.sig").exists()

@@ -1,0 +1,39 @@
+"""The scripts of benchmarks/robustness in their short form; docs/reliability.md has the figures of the long one."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "robustness"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and bounds the memory of its children")
+
+
+def last_line(name: str, *arguments: str) -> str:
+    run = subprocess.run([sys.executable, str(SCRIPTS / name), *arguments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout.splitlines()[-1]
+
+
+def test_every_region_of_a_bundle_that_is_changed_is_refused() -> None:
+    count, total = re.match(r"tamperings refused (\d+)/(\d+) ", last_line("tamper.py")).groups()
+    assert count == total
+    assert int(total) > 3000
+
+
+@pytest.mark.slow
+def test_malformed_inputs_are_refused() -> None:
+    line = last_line("fuzz.py", "--count", "8", "--seed", "short")
+    count, total = re.match(r"malformed inputs refused (\d+)/(\d+) ", line).groups()
+    assert count == total
+    assert "0 untyped, 0 crashed, 0 hung" in line
+
+
+@pytest.mark.slow
+def test_killed_commands_end_in_the_same_files_when_repeated() -> None:
+    assert re.match(r"kills survived 4/4 ", last_line("kills.py", "--kills", "4"))
