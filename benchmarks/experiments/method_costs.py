@@ -25,6 +25,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"size": "m"},
     ],
     "fastflow": [{}, {"conv3x3_only": False}],
+    "uninformed_students": [{}, {"width": 64}, {"fields": (17, 33, 65)}],
 }
 
 
@@ -47,8 +48,13 @@ def main(tile_size: int, backbone: str) -> None:
             shared = shared_graph(model)
             head = head_graph(model, model.new_head().eval(), shared)
             counts = (shared.parameters / 1e6, head.parameters / 1e6, shared.flops() / 2e9, head.flops() / 2e9)
-            label = " ".join([name, *(f"{key}={str(value).lower()}" for key, value in variant.items())])
+            label = " ".join([name, *(f"{key}={_text(value)}" for key, value in variant.items())])
             click.echo(f"| {label} | {' | '.join(f'{count:.2f}' for count in counts)} |")
+
+
+def _text(value: Any) -> str:
+    """As it is written behind ``-p KEY=``."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def command(
     """Teach EfficientAD's small teacher what a large network knows.
 
     PHOTOGRAPHS is a folder of ordinary photographs, the more the better; ImageNet's in the paper. Killed, it continues
-    where it was last saved when called again. Pass the result to edge-ad train --method efficient_ad --weights FILE.
+    where it was last saved when called again. Pass the result to edge-ad train --method efficient_ad --weights FILE,
+    or to --method uninformed_students --backbone pdn_s (or pdn_m) --weights FILE.
     """
     from edge_ad.progress import terminal_progress
     from edge_ad.training.distillation import Distillation, distil

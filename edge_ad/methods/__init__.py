@@ -20,6 +20,7 @@ METHODS = {  # name: (module, class)
     "stfpm": ("edge_ad.methods.stfpm", "Stfpm"),
     "reduced_student": ("edge_ad.methods.reduced_student", "ReducedStudent"),
     "ast": ("edge_ad.methods.ast", "Ast"),
+    "uninformed_students": ("edge_ad.methods.uninformed_students", "UninformedStudents"),
     "cfa": ("edge_ad.methods.cfa", "Cfa"),
     "efficient_ad": ("edge_ad.methods.efficient_ad", "EfficientAd"),
     "efficient_ad_ast": ("edge_ad.methods.efficient_ad_ast", "EfficientAdAst"),

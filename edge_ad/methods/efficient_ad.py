@@ -78,6 +78,26 @@ class Teacher(_Scaled):
         return (self.network(self.scaled(image)),)
 
 
+def distilled_teacher(size: str, weights: str, *, mirror: bool) -> tuple[Teacher, str]:
+    """The frozen teacher of ``size``, and where its weights came from: a file, or "none" for random ones.
+
+    Raises:
+        WeightsNotFoundError: ``weights`` is "auto" or no file.
+        WrongWeightsError, NonFiniteWeightsError: see `PatchDescription.load`.
+    """
+    if weights == "auto":
+        raise WeightsNotFoundError(
+            "no distilled teacher can be downloaded: make one with edge-ad distill and pass it as "
+            "--weights FILE, or --weights none for a random one"
+        )
+    teacher = Teacher(layers_of(size), mirror=mirror)
+    source = weights
+    if weights != "none":
+        source = Path(weights).name
+        teacher.network.load(read_tensors(Path(weights)), source)
+    return teacher.requires_grad_(False).eval(), source
+
+
 class EfficientAdHead(_Scaled):
     """Student, autoencoder, and how far apart the three networks are.
 
@@ -190,17 +210,8 @@ class EfficientAd(GradientModel):
         self.mirror = mirror
         self.photographs = Photographs(Path(penalty_images), tile_size) if penalty_images else None
         positions(tile_size, mirror=mirror)
-        self.teacher = Teacher(self.layers, mirror=mirror)
-        self.weights_source = weights
-        if weights == "auto":
-            raise WeightsNotFoundError(
-                "no teacher for EfficientAD can be downloaded: make one with edge-ad distill and pass it as "
-                "--weights FILE, or --weights none for a random one"
-            )
-        if weights != "none":
-            self.weights_source = Path(weights).name
-            self.teacher.network.load(read_tensors(Path(weights)), self.weights_source)
-        self.extractor = self.teacher.requires_grad_(False).eval()
+        self.teacher, self.weights_source = distilled_teacher(size, weights, mirror=mirror)
+        self.extractor = self.teacher
 
     def new_head(self) -> EfficientAdHead:
         """See `GradientModel.new_head`."""

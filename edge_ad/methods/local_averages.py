@@ -20,6 +20,7 @@ class LocalAverages(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
         """Embedding (N, D, h', w') float32 of ``image`` uint8 (N, h, w, 3)."""
-        first, *deeper = (F.avg_pool2d(part, 3, stride=1, padding=1) for part in self.backbone(image))
+        # Padded apart: in int8 OpenVINO's pooling leaves its own padding out of the mean, and edges grow by a half
+        first, *deeper = (F.avg_pool2d(F.pad(part, (1, 1, 1, 1)), 3, stride=1) for part in self.backbone(image))
         upsampled = (F.interpolate(part, size=self.positions, mode="bilinear") for part in deeper)
         return (torch.cat([first, *upsampled], dim=1),)

@@ -175,5 +175,5 @@ def test_a_teacher_is_distilled_and_trained_on(run, plates: Path, tmp_path: Path
     )
     assert (
         code,
-        err.startswith("error: no teacher for EfficientAD can be downloaded: make one with edge-ad distill"),
+        err.startswith("error: no distilled teacher can be downloaded: make one with edge-ad distill"),
     ) == (2, True)

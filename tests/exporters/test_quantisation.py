@@ -137,3 +137,20 @@ def test_tiles_are_drawn_evenly_over_locations_and_images(count):
         assert max(per_location.values()) - min(per_location.values()) <= 1
     if count >= 5:
         assert len(Counter(numbers % 5)) >= 3
+
+
+@pytest.mark.parametrize("graph_format", Format)
+def test_averages_at_the_edge_of_a_tile_are_those_of_float(graph_format, tmp_path):
+    """Zeros around a map count in its local averages, in int8 as in float: without them an edge grows by a half."""
+    torch.manual_seed(0)
+    graph = shared_graph(create_model("patchcore", TILE, backbone="tf_efficientnet_lite0", weights="none"))
+    writer = WRITERS[graph_format]
+    path = writer.write(quantise(writer.convert(graph), feeds(8), graph_format), tmp_path / "int8", half=True)[0]
+    tiles = scene(3, TILE, seed=4)
+    with torch.no_grad():
+        expected = graph.module(torch.from_numpy(tiles))[0].numpy()
+    session = open_session(path, graph_format, "CPU", precision=ExecutionPrecision.F32, batch_size=3)
+    found = np.array(session.fetch(session.run({"image": tiles})["embedding"]))
+    session.close()
+    error = np.abs(found - expected).mean((0, 1))
+    assert error[0].mean() < 2 * error[1:-1, 1:-1].mean()

@@ -50,6 +50,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "learning_rate": 2e-3,
         "scaled_maps": True,
     },
+    "uninformed_students": {"width": 8, "steps": 48, "batch_size": 2, "learning_rate": 4e-3},
     "mixed_teacher": {
         "second_backbone": "test_efficientnet",
         "second_layers": ("blocks.2", "blocks.3"),
