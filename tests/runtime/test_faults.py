@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tiny_bundle import some_image, tiny_manifest
 
 import edge_ad
+from edge_ad.bundle.graph_files import GraphFiles
 from edge_ad.errors import (
     ColorError,
     DetectorClosedError,
