@@ -16,6 +16,9 @@ pass each, with nothing shared. What that costs is known: on real images (BSData
 projection had an image AUROC of 97.7, that of the trained one 97.8, and the classifier itself 84.2. Most of it is the
 pretrained network's.
 
+Pasted tiles are shown to the extractor one by one, also where it otherwise sees whole images; the Gaussian is of the
+features that tiles will have.
+
 Cross entropy weighs the classes alike, as the paper's batches have as many of each. The learning rate falls to a tenth
 for the last quarter of the steps, where the paper's follows a cosine.
 

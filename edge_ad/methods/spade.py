@@ -46,19 +46,6 @@ NEIGHBOURS = 5  # of the code; the paper's 50 are ten times the work
 SMOOTHING_SIGMA_PX = 4.0
 
 
-class SpadeExtractor(nn.Module):
-    """uint8 tiles to the maps to compare, and the average of the deepest one."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Maps (N, C_i, h_i, w_i) and q (N, D), float32, of ``image`` uint8 (N, h, w, 3)."""
-        *maps, deepest = self.backbone(image)
-        return (*maps, deepest.mean((2, 3)))
-
-
 class SpadeHead(nn.Module):
     """Retrieval and correspondence.
 
@@ -94,9 +81,9 @@ class SpadeHead(nn.Module):
         self.upsample = nn.ModuleList(UpsampleSmooth(size, tile_size, SMOOTHING_SIGMA_PX) for size in sizes)
 
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
-        """(anomaly_map (N, 1, h, w), pred_score (N,)) float32 of the extractor's ``features``."""
-        *maps, query = features
-        distances, nearest = self.retrieve(query)
+        """(anomaly_map (N, 1, h, w), pred_score (N,)) float32 of ``features`` (N, C, h', w'), shallow to deep."""
+        *maps, deepest = features
+        distances, nearest = self.retrieve(deepest.mean((2, 3)))
         levels = []
         for index, (values, size, upsample) in enumerate(zip(maps, self.sizes, self.upsample, strict=True)):
             levels.append(upsample(self.correspondence(index, values, nearest).reshape(-1, 1, *size)))
@@ -172,8 +159,8 @@ class Spade(TileModel):
         self.channels = [spec.channels for spec in compared]
         self.dimensions = deepest.channels
         self.weights_source = network.source
-        self.extractor = SpadeExtractor(network).eval()
-        self.feature_names = (*network.feature_names[:-1], "query")
+        self.extractor = network
+        self.feature_names = network.feature_names
 
     def head_from_state(self, state: Mapping[str, Tensor]) -> SpadeHead:
         """See `TileModel.head_from_state`."""
@@ -193,7 +180,7 @@ class Spade(TileModel):
     def fit(self, tiles: TileStream, seed: int, progress: Progress = no_progress) -> SpadeHead:
         """One pass over all tiles for what retrieval compares, then the maps of those that are remembered."""
         self.check_counts(len(tiles.images), len(tiles))
-        queries = torch.cat([features[-1] for features in tiles])
+        queries = torch.cat([features[-1].mean((2, 3)) for features in tiles])
         chosen = torch.arange(len(queries))
         if len(queries) > self.gallery:
             if not torch.isfinite(queries).all():
@@ -210,9 +197,9 @@ class Spade(TileModel):
 
     def _remember(self, tiles: TileStream, chosen: Tensor) -> SpadeHead:
         """A head with the tiles of these numbers."""
-        batches = [tiles.head_inputs(tiles.cut(part.tolist())) for part in chosen.split(tiles.batch_size)]
-        *maps, queries = (torch.cat([part.cpu() for part in feature]) for feature in zip(*batches, strict=True))
-        state = {"chosen": chosen, "queries": queries.half()}
+        batches = [tiles.head_inputs(part.tolist()) for part in chosen.split(tiles.batch_size)]
+        *maps, deepest = (torch.cat([part.cpu() for part in feature]) for feature in zip(*batches, strict=True))
+        state = {"chosen": chosen, "queries": deepest.mean((2, 3)).half()}
         for index, values in enumerate(maps):
             vectors = values.flatten(2)
             centre = vectors.mean((0, 2))[:, None]

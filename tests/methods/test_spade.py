@@ -54,7 +54,7 @@ def test_map_and_score_are_those_of_the_paper(images, map_score):
     asked = [value.double().numpy() for value in features_of(kind, probe)]
     anomaly_map, score = head(*features_of(kind, probe))
     for index in range(len(probe)):
-        distances = cdist(asked[-1][index : index + 1], remembered[-1])[0]
+        distances = cdist(asked[-1][index : index + 1].mean((2, 3)), remembered[-1].mean((2, 3)))[0]
         nearest = distances.argsort()[:3]
         levels = []
         for mine, theirs in zip(asked[:-1], remembered[:-1], strict=True):
@@ -74,11 +74,11 @@ def test_only_tiles_retrieved_are_compared():
     # Asked at 1, tiles 0 and 2 are nearest (1 and 2 away). The position at 7.5 is 2.5 and 1.5 from theirs; the value of
     # tile 1, at 7, would be 0.5 away.
     head = on_a_line([0.0, 10.0, 3.0], [5.0, 7.0, 9.0], neighbours=2)
-    anomaly_map, score = head(torch.tensor([[[[7.5]]]]), torch.tensor([[1.0]]))
+    anomaly_map, score = head(torch.tensor([[[[7.5]]]]), torch.tensor([0.0, 2.0]).reshape(1, 1, 1, 2))
     assert score.item() == pytest.approx(1.5)
     np.testing.assert_allclose(anomaly_map.numpy(), 1.5, rtol=1e-5)
     # In a batch every tile has neighbours of its own: at 9, tiles 1 and 2, 1 and 6 away
-    anomaly_map, score = head(torch.full((2, 1, 1, 1), 7.5), torch.tensor([[1.0], [9.0]]))
+    anomaly_map, score = head(torch.full((2, 1, 1, 1), 7.5), torch.tensor([1.0, 9.0]).reshape(2, 1, 1, 1))
     assert score.tolist() == pytest.approx([1.5, 3.5])
     np.testing.assert_allclose(anomaly_map.amax((1, 2, 3)).numpy(), [1.5, 0.5], rtol=1e-5)
 
@@ -98,21 +98,22 @@ def test_a_common_offset_costs_no_digits(images):
     kind = model()
 
     def shifted(image):
-        *maps, query = kind.extract(image)
-        return [*(value + 1000 for value in maps), query]
+        *maps, deepest = kind.extract(image)
+        return [*(value + 1000 for value in maps), deepest]
 
     head, moved = kind.fit(stream(kind, images), 0), kind.fit(stream(kind, images, extract=shifted), 0)
-    *maps, query = features_of(kind, 255 - images[:2])
-    expected = head(*maps, query)[0]
+    *maps, deepest = features_of(kind, 255 - images[:2])
+    expected = head(*maps, deepest)[0]
     # Features near 1000 are themselves rounded by 6e-5
-    torch.testing.assert_close(moved(*(value + 1000 for value in maps), query)[0], expected, rtol=5e-3, atol=0)
+    torch.testing.assert_close(moved(*(value + 1000 for value in maps), deepest)[0], expected, rtol=5e-3, atol=0)
 
 
 @torch.no_grad()
 def test_the_gallery_is_the_coreset_of_the_tiles(images):
     kind = model(gallery=3)
     head = kind.fit(stream(kind, images), seed=4)
-    *maps, queries = features_of(kind, images)
+    *maps, deepest = features_of(kind, images)
+    queries = deepest.mean((2, 3))
     first = int(torch.randint(7, (1,), generator=torch.Generator().manual_seed(4)))
     assert head.chosen.tolist() == farthest_points(queries, 3, first).tolist()
     np.testing.assert_allclose(head.queries.numpy(), queries[head.chosen].numpy(), rtol=1e-3, atol=1e-3)
@@ -138,18 +139,15 @@ def test_a_refit_keeps_the_tiles_and_takes_their_new_features(images):
     torch.testing.assert_close(other.gallery_1.float(), 2 * head.gallery_1.float(), rtol=2e-3, atol=1e-3)
 
 
-@torch.no_grad()
-def test_the_extractor_averages_the_deepest_layer():
+def test_the_stride_of_the_deepest_layer_need_not_divide_the_tile():
     kind = model()
-    image = torch.randint(0, 256, (2, 32, 48, 3), dtype=torch.uint8)
-    *maps, deepest = kind.extractor.backbone(image)
-    *same, query = kind.extract(image)
-    assert kind.feature_names == ("feature_0", "feature_1", "query")
-    assert [tuple(value.shape) for value in same] == [(2, 128, 4, 6), (2, 256, 2, 3)]
-    assert all(torch.equal(a, b) for a, b in zip(maps, same, strict=True))
-    # Its stride need not divide the tile
-    assert deepest.shape == (2, 512, 1, 2)
-    np.testing.assert_allclose(query.numpy(), deepest.numpy().mean((2, 3)), rtol=1e-5, atol=1e-6)
+    assert kind.feature_names == ("feature_0", "feature_1", "feature_2")
+    image = torch.zeros(2, 32, 48, 3, dtype=torch.uint8)
+    assert [tuple(value.shape) for value in kind.extract(image)] == [(2, 128, 4, 6), (2, 256, 2, 3), (2, 512, 1, 2)]
+    with pytest.raises(BackboneError, match="tile size 32x48 is no multiple of the stride 32"):
+        kind.extractor.map_sizes((32, 48))
+    with pytest.raises(BackboneError, match="tile size 24x48 is no multiple of the stride 16"):
+        create_model("spade", (24, 48), backbone="resnet18", weights="none")
 
 
 def test_fewer_tiles_than_neighbours(images):
