@@ -187,4 +187,5 @@ def whitening(covariance: Tensor) -> Tensor:
     variance = covariance.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
     values, vectors = torch.linalg.eigh(covariance)  # ascending
     shrunk = (1 - SHRINKAGE) * values.clamp(min=0) + SHRINKAGE * variance
-    return (vectors / shrunk.sqrt()).T
+    found: Tensor = (vectors / shrunk.sqrt()).T
+    return found
