@@ -12,9 +12,9 @@ its own over a 256-px tile in steps of 4 would be 2401 passes.
 
 The paper trains the whole network. Here the pretrained network is frozen and shared by all tiles, and a tile model
 learns a projection of its features, two 1 x 1 convolutions: a network of its own for every tile would be 45 MB and a
-pass each, with nothing shared. What it finds is then the pretrained
-network's: on real images (BSData, 70 of them) the Gaussian of an untrained projection had an image AUROC of 98.6 and an
-AUPRO of 71.2, that of one trained for 100 steps of 16 tiles 99.3 and 71.5, and 97.4 and 70.9 with another seed.
+pass each, with nothing shared. What it finds is then the pretrained network's: on real images (BSData, 70
+of them) the Gaussian of an untrained projection had an image AUROC of 98.6 and an AUPRO of 71.2, that of one trained
+for 100 steps of 16 tiles 99.3 and 71.5, and 97.4 and 70.9 with another seed.
 
 Pasted tiles are shown to the extractor one by one, also where it otherwise sees whole images; the Gaussian is of the
 features that tiles will have.
