@@ -2,8 +2,8 @@
 
     python benchmarks/experiments/method_costs.py [--tile-size 256] [--backbone resnet18]
 
-Random weights: what is counted does not depend on them. PaDiM and PatchCore hold statistics whose size depends on the
-training images: `edge-ad inspect` shows those of a bundle.
+Random weights: what is counted does not depend on them. PaDiM, PatchCore and SPADE hold statistics whose size
+depends on the training images: `edge-ad inspect` shows those of a bundle.
 """
 
 from __future__ import annotations

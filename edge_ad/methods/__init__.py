@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 METHODS = {  # name: (module, class)
     "padim": ("edge_ad.methods.padim", "Padim"),
     "patchcore": ("edge_ad.methods.patchcore", "Patchcore"),
+    "spade": ("edge_ad.methods.spade", "Spade"),
     "fastflow": ("edge_ad.methods.fastflow", "Fastflow"),
     "reverse_distillation": ("edge_ad.methods.reverse_distillation", "ReverseDistillation"),
     "stfpm": ("edge_ad.methods.stfpm", "Stfpm"),
@@ -22,6 +23,7 @@ METHODS = {  # name: (module, class)
     "ast": ("edge_ad.methods.ast", "Ast"),
     "uninformed_students": ("edge_ad.methods.uninformed_students", "UninformedStudents"),
     "cfa": ("edge_ad.methods.cfa", "Cfa"),
+    "cutpaste": ("edge_ad.methods.cutpaste", "CutPaste"),
     "efficient_ad": ("edge_ad.methods.efficient_ad", "EfficientAd"),
     "efficient_ad_ast": ("edge_ad.methods.efficient_ad_ast", "EfficientAdAst"),
     "mixed_teacher": ("edge_ad.methods.mixed_teacher", "MixedTeacher"),

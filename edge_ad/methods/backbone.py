@@ -120,15 +120,20 @@ class Backbone(nn.Module):
         maps: list[Tensor] = self.net(scale_image(image, self.mean, self.std))
         return maps
 
-    def map_sizes(self, tile_size: Size) -> list[Size]:
-        """(h', w') of every tapped map. Raises `BackboneError` where a stride does not divide ``tile_size``."""
-        deepest = self.features[-1]
+    def map_sizes(self, tile_size: Size, count: int | None = None) -> list[Size]:
+        """(h', w') of every tapped map, or of the first ``count``.
+
+        Raises:
+            BackboneError: a stride of theirs does not divide ``tile_size``.
+        """
+        wanted = self.features[:count]
+        deepest = wanted[-1]
         if any(size % deepest.reduction for size in tile_size):
             raise BackboneError(
                 f"tile size {tile_size[0]}x{tile_size[1]} is no multiple of the stride "
                 f"{deepest.reduction} of {self.name}'s layer {deepest.layer}; choose such a tile size"
             )
-        return [(tile_size[0] // spec.reduction, tile_size[1] // spec.reduction) for spec in self.features]
+        return [(tile_size[0] // spec.reduction, tile_size[1] // spec.reduction) for spec in wanted]
 
     def untrained(self) -> nn.Module:
         """The same network, random and trainable, from scaled images (see `scale_image`) to the same maps.

@@ -35,12 +35,14 @@ from edge_ad.training.trainer import EnsembleTrainer, train
 PARAMETERS: dict[str, dict[str, Any]] = {
     "padim": {"dimensions": 9},
     "patchcore": {"coreset_ratio": 0.25},
+    "spade": {"gallery": 8, "neighbours": 3},
     "fastflow": {"steps": 24, "batch_size": 4},
     "reverse_distillation": {"steps": 24, "batch_size": 4},
     "stfpm": {"steps": 24, "batch_size": 4},
     "reduced_student": {"layers": ("maxpool", "layer1", "layer2"), "steps": 96, "batch_size": 4},
     "ast": {"teacher_width": 16, "student_width": 32, "steps": 60, "batch_size": 4, "learning_rate": 2e-3},
     "cfa": {"dimensions": 24, "centres": 48, "steps": 24, "batch_size": 4},
+    "cutpaste": {"steps": 60, "batch_size": 4},
     "efficient_ad": {"size": "tiny", "steps": 100, "batch_size": 2, "learning_rate": 1e-3},
     "efficient_ad_ast": {
         "teacher_width": 16,
