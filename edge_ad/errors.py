@@ -102,6 +102,10 @@ class MissingMaskError(InputError):
     """Some defective test images of a set with masks have none."""
 
 
+class DefectsConfigError(InputError):
+    """A ``defects_config.json`` cannot be read, says what cannot be meant, or does not fit its masks."""
+
+
 class PixelFormatError(InputError):
     """Rank, dtype, channels or bit depth of a decoded image are not what was declared."""
 

@@ -99,10 +99,13 @@ def image_size(path: Path) -> Size:
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
     """A ground-truth mask as bool (H, W): any channel but alpha above 0. Raises as `read_image`."""
+    return read_mask_values(path) > 0
+
+
+def read_mask_values(path: Path) -> NDArray[Any]:
+    """A ground-truth mask as it is stored, (H, W): of several channels but alpha the largest. Raises as `read_mask`."""
     decoded = _decode(Path(path))
-    if decoded.ndim == 3:
-        decoded = decoded[:, :, :3].max(2)
-    return decoded > 0
+    return decoded if decoded.ndim == 2 else decoded[:, :, :3].max(2)
 
 
 def to_rgb(frame: NDArray[Any], color: Color | str, bits: int | None = None) -> NDArray[np.uint8]:

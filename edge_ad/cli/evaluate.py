@@ -38,6 +38,13 @@ from edge_ad.tiling import Size
 @click.option("--score-merge", type=choice(ScoreMerge), help="Replaces the model's own.")
 @click.option("--metrics-size", type=SizeType(), help="Where pixels are compared.  [default: the setup's image size]")
 @click.option("--pro-limit", type=click.FloatRange(0, 1, min_open=True), default=0.3, show_default=True)
+@click.option(
+    "--spro-limit",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.05,
+    show_default=True,
+    help="Of sets with defects_config.json.",
+)
 @click.option("--json", "json_path", type=click.Path(allow_dash=True), help="Write the figures here; - for stdout.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for JSON, markdown and curves.")
 @click.pass_obj
@@ -55,17 +62,20 @@ def command(
     score_merge: str | None,
     metrics_size: Size | None,
     pro_limit: float,
+    spro_limit: float,
     json_path: str | None,
     output: Path | None,
 ) -> None:
     """Measure a run or a bundle on labelled test images.
 
     Image AUROC, AUPR, F1-max, and F1, precision and recall at the model's own threshold; where there are masks also
-    pixel AUROC, AUPR, F1-max and AUPRO (8-connected regions). Metrics are taken on raw merged values. A run is
+    pixel AUROC, AUPR, F1-max and AUPRO (8-connected regions). AUROC and AUPRO also by kind of defect; layout loco adds
+    AU-sPRO, by the saturation areas of its defects_config.json. Metrics are taken on raw merged values. A run is
     evaluated as it was trained, in float32 on the CPU; device, precision and signature are for bundles.
     """
     from edge_ad.data.cache import open_cache
     from edge_ad.data.layouts import read_dataset
+    from edge_ad.data.saturation import defects_config_of
     from edge_ad.errors import EmptyDataError, InputError
     from edge_ad.evaluation.evaluate import evaluate
     from edge_ad.evaluation.report import to_json, to_markdown, write_report
@@ -77,6 +87,7 @@ def command(
     dataset = read_dataset(data, layout, category)
     if not dataset.test:
         raise EmptyDataError(f"{data} has no test images in layout {layout!r}")
+    defects_config = defects_config_of(dataset)
     if (model / "run.json").exists():
         if require_signature is not None:
             raise InputError(f"{model} is a run, and only bundles are signed; leave --require-signature out")
@@ -97,6 +108,8 @@ def command(
             threshold=detector.manifest.normalisation.score.threshold,
             metrics_size=metrics_size,
             pro_limit=pro_limit,
+            defects_config=defects_config,
+            spro_limit=spro_limit,
             progress=progress,
         )
     about = {"model": str(model), "data": str(data), "category": dataset.name, "detector": repr(detector)}

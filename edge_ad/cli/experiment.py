@@ -77,4 +77,5 @@ def _figures(record: Record) -> str:
     outcome = record.outcome
     assert outcome is not None
     pixel = f", AUPRO {outcome.pixel.aupro:.4f}" if outcome.pixel else ""
+    pixel += f", AU-sPRO {outcome.spro.auspro:.4f}" if outcome.spro else ""
     return f"AUROC {outcome.image.auroc:.4f}{pixel}, {outcome.evaluation_ms:.1f} ms"

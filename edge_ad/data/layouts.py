@@ -4,7 +4,8 @@
 layout     structure
 ========== =========================================================================================================
 ``mvtec``  ``train/good``, ``test/good``, ``test/<defect>``, ``ground_truth/<defect>/<stem>_mask.*``
-``loco``   as mvtec, plus ``validation/good``; ``ground_truth/<defect>/<stem>/*``, several masks per image
+``loco``   as mvtec, plus ``validation/good``; ``ground_truth/<defect>/<stem>/*``, several masks per image, whose
+           pixel values ``defects_config.json`` explains
 ``btad``   ``train/ok``, ``test/ok``, ``test/ko``, ``ground_truth/ko/<stem>.*``
 ``visa``   ``split_csv/1cls.csv`` with columns object, split, label, image, mask
 ``folder`` ``normal`` and optionally ``normal_test``, ``abnormal``, ``mask/<stem>.*``; or just images, all normal
@@ -60,12 +61,15 @@ class Dataset:
         train: normal images to fit on.
         test: normal and anomalous images.
         validation: normal images the layout itself holds out; empty for most.
+        defects_config: where the layout says how much of a region must be found (`edge_ad.data.saturation`), whether it
+            is there or not; None for most.
     """
 
     name: str
     train: tuple[Sample, ...]
     test: tuple[Sample, ...] = ()
     validation: tuple[Sample, ...] = ()
+    defects_config: Path | None = None
 
     @property
     def has_masks(self) -> bool:
@@ -85,13 +89,18 @@ def read_masks(sample: Sample, image_size: Size, size: Size | None = None) -> ND
     union = np.zeros(image_size, bool)
     for path in sample.masks:
         mask = read_mask(path)
-        if mask.shape != image_size:
-            raise MaskSizeError(
-                f"mask {path} is {format_size(mask.shape)}, but its image {sample.path.name} is "
-                f"{format_size(image_size)}; make them the same size"
-            )
+        check_mask_size(mask.shape, path, sample, image_size)
         union |= mask
     return union if size is None else resize_mask(union, size)
+
+
+def check_mask_size(found: tuple[int, ...], path: Path, sample: Sample, image_size: Size) -> None:
+    """Raises `MaskSizeError` unless ``found``, the shape of the mask ``path``, is the size of the sample's image."""
+    if found != image_size:
+        raise MaskSizeError(
+            f"mask {path} is {format_size(found)}, but its image {sample.path.name} is "
+            f"{format_size(image_size)}; make them the same size"
+        )
 
 
 class Layout(Protocol):
@@ -143,6 +152,7 @@ class FolderLayout:
         defects: fixed folders of anomalous images by kind.
         truth: folder of all masks.
         masks: the mask files in ``truth`` of a kind of defect, by the stem of their image.
+        defects_config: the file that explains the masks' pixel values.
     """
 
     train: str
@@ -152,6 +162,7 @@ class FolderLayout:
     masks: Callable[[Path, str], Mapping[str, Sequence[Path]]]
     defects: tuple[tuple[str, str], ...] = ()
     validation: str | None = None
+    defects_config: str | None = None
 
     def categories(self, root: Path) -> list[str]:
         """See `Layout.categories`."""
@@ -173,6 +184,7 @@ class FolderLayout:
             train=normal(base / self.train),
             test=(*normal(base / self.normal_test), *anomalous),
             validation=normal(base / self.validation) if self.validation else (),
+            defects_config=base / self.defects_config if self.defects_config else None,
         )
 
     def _base(self, root: Path, category: str | None) -> Path:
@@ -313,6 +325,7 @@ LAYOUTS: dict[str, Layout] = {
         truth="ground_truth",
         masks=lambda truth, kind: _masks_by_folder(truth / kind),
         validation="validation/good",
+        defects_config="defects_config.json",
     ),
     "btad": FolderLayout(
         train="train/ok",
@@ -324,3 +337,6 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "folder": PlainLayout(),
 }
+SATURATED_LAYOUTS = tuple(
+    name for name, layout in LAYOUTS.items() if isinstance(layout, FolderLayout) and layout.defects_config
+)  # whose data sets say how much of a region must be found

@@ -9,33 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ad.atomic import staged_folder
-from edge_ad.imaging import encode_png
+from edge_ad.data.drawing import Canvas, Rng, blend, blob, finish, inside, scratch, staged_images
 from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import Size
-
-_Rng = np.random.Generator
-_Image = NDArray[np.float32]  # (H, W, 3) RGB, 0..255
 
 _HOLES = ((0.20, 0.18), (0.20, 0.82), (0.80, 0.18), (0.80, 0.82), (0.50, 0.50))  # (y, x) of the image size
 _HOLE_RADIUS = (0.055, 0.055, 0.055, 0.055, 0.105)  # of the shorter side
 
 
-def plate(rng: _Rng, size: Size) -> NDArray[np.uint8]:
+def plate(rng: Rng, size: Size) -> NDArray[np.uint8]:
     """A normal plate, uint8 (H, W, 3) RGB."""
-    return _finish(_surface(rng, size), rng)
+    return finish(_surface(rng, size), rng)
 
 
-def defective_plate(rng: _Rng, size: Size, kind: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def defective_plate(rng: Rng, size: Size, kind: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """A plate with one defect of ``kind`` (a key of `DEFECTS`), and the mask of the pixels it touches."""
     damaged, mask = DEFECTS[kind](_surface(rng, size), rng)
-    return _finish(damaged, rng), mask
+    return finish(damaged, rng), mask
 
 
 def write_synthetic(
@@ -56,34 +51,21 @@ def write_synthetic(
         size: (H, W).
         train, test_good, test_defective: number of images; defects take turns.
     """
-    total, done = train + test_good + test_defective, 0
     kinds = list(DEFECTS)
-    with staged_folder(Path(folder)) as stage:
-
-        def write(relative: str, image: NDArray[np.uint8]) -> None:
-            path = stage / relative
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode_png(image))
-
-        def rng() -> _Rng:
-            nonlocal done
-            done += 1
-            progress(done, total, "synthetic images")
-            return np.random.default_rng((seed, done))
-
+    with staged_images(folder, seed, train + test_good + test_defective, progress) as images:
         for index in range(train):
-            write(f"train/good/{index:03d}.png", plate(rng(), size))
+            images.write(f"train/good/{index:03d}.png", plate(images.rng(), size))
         for index in range(test_good):
-            write(f"test/good/{index:03d}.png", plate(rng(), size))
+            images.write(f"test/good/{index:03d}.png", plate(images.rng(), size))
         for index in range(test_defective):
             kind = kinds[index % len(kinds)]
-            image, mask = defective_plate(rng(), size, kind)
-            write(f"test/{kind}/{index:03d}.png", image)
-            write(f"ground_truth/{kind}/{index:03d}_mask.png", mask.astype(np.uint8) * 255)
+            image, mask = defective_plate(images.rng(), size, kind)
+            images.write(f"test/{kind}/{index:03d}.png", image)
+            images.write(f"ground_truth/{kind}/{index:03d}_mask.png", mask.astype(np.uint8) * 255)
     return Path(folder)
 
 
-def _surface(rng: _Rng, size: Size) -> _Image:
+def _surface(rng: Rng, size: Size) -> Canvas:
     """Brushed steel with its machining, before illumination and noise."""
     height, width = size
     grain = rng.normal(0, 1, (height, width)).astype(np.float32)
@@ -103,7 +85,7 @@ def _surface(rng: _Rng, size: Size) -> _Image:
 
 
 def _hole(
-    image: _Image, y: NDArray[np.float32], x: NDArray[np.float32], centre: tuple[float, float], radius: float
+    image: Canvas, y: NDArray[np.float32], x: NDArray[np.float32], centre: tuple[float, float], radius: float
 ) -> None:
     """A drilled hole: dark bore, bright chamfer lit from the upper left, turning marks around it."""
     dy, dx = y - centre[0], x - centre[1]
@@ -113,14 +95,14 @@ def _hole(
         -(((distance - 1.35 * radius) / (0.3 * radius)) ** 2)
     )
     light = np.cos(angle + 2.4)
-    bore = _inside(distance, radius, 0.8)
+    bore = inside(distance, radius, 0.8)
     image += (chamfer * (30 + 42 * light) + marks * 6)[..., None]
     depth = 34 + 16 * np.clip(-light * distance / radius, -1, 1)
     image *= (1 - bore)[..., None]
     image += (bore * depth)[..., None]
 
 
-def _engraving(image: _Image, shift: NDArray[np.float64], side: int) -> None:
+def _engraving(image: Canvas, shift: NDArray[np.float64], side: int) -> None:
     """A part number and a milled frame."""
     height, width = image.shape[:2]
     layer = np.zeros((height, width), np.uint8)
@@ -137,20 +119,7 @@ def _engraving(image: _Image, shift: NDArray[np.float64], side: int) -> None:
     image += 38 * np.clip(edge - cut, 0, 1)[..., None]
 
 
-def _finish(surface: _Image, rng: _Rng) -> NDArray[np.uint8]:
-    """Illumination, lens and sensor."""
-    height, width = surface.shape[:2]
-    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    vignette = 1 - 0.16 * (y**2 + x**2)
-    slope = 1 + rng.normal(0, 0.012) * y + rng.normal(0, 0.012) * x
-    light = (rng.normal(1, 0.012) * vignette * slope).astype(np.float32)
-    blurred = cv2.GaussianBlur(surface * light[..., None], (0, 0), 0.55)
-    noise = rng.normal(0, 1, surface.shape).astype(np.float32) * (0.8 + 0.012 * blurred)
-    pixels: NDArray[np.uint8] = np.clip(np.round(blurred + noise), 0, 255).astype(np.uint8)
-    return pixels
-
-
-def _place(rng: _Rng, size: Size, margin: float = 0.08) -> tuple[float, float]:
+def _place(rng: Rng, size: Size, margin: float = 0.08) -> tuple[float, float]:
     """A point on the plain surface, away from the bores."""
     height, width = size
     while True:
@@ -163,38 +132,11 @@ def _place(rng: _Rng, size: Size, margin: float = 0.08) -> tuple[float, float]:
             return cy * height, cx * width
 
 
-def _blend(
-    image: _Image, strength: NDArray[np.float32], change: NDArray[np.float32] | float
-) -> tuple[_Image, NDArray[np.bool_]]:
-    """Add ``change`` weighted by ``strength`` (H, W) in 0..1; the mask is where it is a quarter or more."""
-    image += strength[..., None] * change
-    return np.clip(image, 4, 250), strength >= 0.25
+def _scratch(image: Canvas, rng: Rng) -> tuple[Canvas, NDArray[np.bool_]]:
+    return scratch(image, rng, _place(rng, image.shape[:2]))
 
 
-def _scratch(image: _Image, rng: _Rng) -> tuple[_Image, NDArray[np.bool_]]:
-    """A thin bent line across the grain with a bright shoulder."""
-    height, width = image.shape[:2]
-    side = min(height, width)
-    cy, cx = _place(rng, (height, width))
-    angle, length = rng.uniform(0.5, 2.6), rng.uniform(0.05, 0.13) * side
-    t = np.linspace(-0.5, 0.5, 24)
-    bend = rng.normal(0, 0.12) * length * (t**2 - 0.08)
-    points = np.stack(
-        [
-            cx + np.cos(angle) * t * length - np.sin(angle) * bend,
-            cy + np.sin(angle) * t * length + np.cos(angle) * bend,
-        ],
-        1,
-    )
-    layer = np.zeros((height, width), np.uint8)
-    thick = max(1, round(side * rng.uniform(0.0025, 0.0045)))
-    cv2.polylines(layer, [np.round(points * 16).astype(np.int32)], False, 255, thick, cv2.LINE_AA, shift=4)
-    core: NDArray[Any] = cv2.GaussianBlur(layer.astype(np.float32) / 255, (0, 0), 0.6)
-    image += 34 * np.clip(np.roll(core, (thick, thick), (0, 1)) - core, 0, 1)[..., None]
-    return _blend(image, core, float(rng.uniform(-70, -48)))
-
-
-def _pit(image: _Image, rng: _Rng) -> tuple[_Image, NDArray[np.bool_]]:
+def _pit(image: Canvas, rng: Rng) -> tuple[Canvas, NDArray[np.bool_]]:
     """A cluster of corrosion pits: dark irregular spots with a rusty rim."""
     height, width = image.shape[:2]
     side = min(height, width)
@@ -203,49 +145,33 @@ def _pit(image: _Image, rng: _Rng) -> tuple[_Image, NDArray[np.bool_]]:
     for _ in range(int(rng.integers(1, 4))):
         oy, ox = rng.normal(0, 0.010 * side, 2)
         radius = rng.uniform(0.006, 0.013) * side
-        strength = np.maximum(strength, _blob(rng, (height, width), (cy + oy, cx + ox), radius))
-    return _blend(image, strength, np.array([-52.0, -68.0, -82.0], np.float32))
+        strength = np.maximum(strength, blob(rng, (height, width), (cy + oy, cx + ox), radius))
+    return blend(image, strength, np.array([-52.0, -68.0, -82.0], np.float32))
 
 
-def _stain(image: _Image, rng: _Rng) -> tuple[_Image, NDArray[np.bool_]]:
+def _stain(image: Canvas, rng: Rng) -> tuple[Canvas, NDArray[np.bool_]]:
     """A faint oily film with a darker edge."""
     height, width = image.shape[:2]
     side = min(height, width)
-    film = _blob(rng, (height, width), _place(rng, (height, width)), rng.uniform(0.024, 0.042) * side)
+    film = blob(rng, (height, width), _place(rng, (height, width)), rng.uniform(0.024, 0.042) * side)
     edge = np.clip(film * (1 - film) * 4, 0, 1)
     image -= 16 * edge[..., None]
-    return _blend(image, film, np.array([-12.0, -24.0, -40.0], np.float32) * float(rng.uniform(0.8, 1.2)))
+    return blend(image, film, np.array([-12.0, -24.0, -40.0], np.float32) * float(rng.uniform(0.8, 1.2)))
 
 
-def _chip(image: _Image, rng: _Rng) -> tuple[_Image, NDArray[np.bool_]]:
+def _chip(image: Canvas, rng: Rng) -> tuple[Canvas, NDArray[np.bool_]]:
     """Metal broken out of, or a burr left on, the rim of a bore."""
     height, width = image.shape[:2]
     side = min(height, width)
     index = int(rng.integers(len(_HOLES)))
     (hy, hx), radius, angle = _HOLES[index], _HOLE_RADIUS[index] * side, rng.uniform(0, 2 * np.pi)
     at = (hy * height + 1.06 * radius * np.sin(angle), hx * width + 1.06 * radius * np.cos(angle))
-    strength = _blob(rng, (height, width), at, rng.uniform(0.009, 0.016) * side)
+    strength = blob(rng, (height, width), at, rng.uniform(0.009, 0.016) * side)
     local = float(cv2.GaussianBlur(image[..., 1], (0, 0), 3)[int(at[0]), int(at[1])])
-    return _blend(image, strength, -75.0 if local > 110 else 85.0)
+    return blend(image, strength, -75.0 if local > 110 else 85.0)
 
 
-def _blob(rng: _Rng, size: Size, centre: tuple[float, float], radius: float) -> NDArray[np.float32]:
-    """A soft irregular spot, 0..1."""
-    y, x = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
-    dy, dx = y - centre[0], x - centre[1]
-    angle = np.arctan2(dy, dx)
-    wobble = sum(rng.normal(0, 0.22 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5))
-    distance = np.hypot(dy, dx) / (radius * np.maximum(1 + wobble, 0.4))
-    return _inside(distance, 1.0, 1 / (0.9 * radius)).astype(np.float32)
-
-
-def _inside(distance: NDArray[Any], edge: float, softness: float) -> NDArray[Any]:
-    """1 where ``distance`` is well below ``edge``, 0 well beyond: a sigmoid, written so that it cannot overflow."""
-    inside: NDArray[Any] = 0.5 - 0.5 * np.tanh((distance - edge) / (2 * softness))
-    return inside
-
-
-DEFECTS: dict[str, Callable[[_Image, _Rng], tuple[_Image, NDArray[np.bool_]]]] = {
+DEFECTS: dict[str, Callable[[Canvas, Rng], tuple[Canvas, NDArray[np.bool_]]]] = {
     "scratch": _scratch,
     "pit": _pit,
     "stain": _stain,

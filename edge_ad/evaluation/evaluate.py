@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,12 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ad.data.layouts import Sample, read_masks
+from edge_ad.data.saturation import DefectsConfig, Region, read_regions
 from edge_ad.errors import InputError
+from edge_ad.evaluation.curve import Curve
 from edge_ad.evaluation.image_metrics import ImageCurves, ImageMetrics, check_labels, image_auroc, image_metrics
-from edge_ad.evaluation.pixel_metrics import PRO_LIMIT, PixelCurves, PixelMetrics, pixel_metrics
+from edge_ad.evaluation.pixel_metrics import PRO_LIMIT, PixelCurves, PixelMetrics, pooled_metrics
+from edge_ad.evaluation.pixel_pool import pool_pixels
+from edge_ad.evaluation.spro import SPRO_LIMIT, SproMetrics, spro_metrics
 from edge_ad.imaging import image_size, resize_map
 from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import Size
+
+MEAN_OF_KINDS = "mean of kinds"
+_NORMAL = ""  # no folder, hence no kind of defect, has this name
 
 
 class RawOutputs(Protocol):
@@ -58,17 +66,34 @@ class Predictions:
 
 
 @dataclass(frozen=True, eq=False)
+class SproEvaluation:
+    """Metrics of regions that need not be found whole, and their curves by kind of defect.
+
+    ``lost_regions`` is the number of masks that vanish at the size of the comparison, and are not counted.
+    """
+
+    metrics: SproMetrics
+    curves: dict[str, Curve]
+    lost_regions: int
+
+
+@dataclass(frozen=True, eq=False)
 class PixelEvaluation:
     """Pixel-level metrics, and at what resolution they hold.
 
     Attributes:
         metrics, curves: of all images pooled.
+        aupro_by_defect: AUPRO of the images of each kind of defect and all normal ones; a kind all of whose masks
+            vanish is left out.
+        spro: None where the data set does not say how much of a region must be found.
         size: (height, width) of the comparison: maps resized linearly, masks by the nearest pixel.
         lost_masks: number of anomalous images whose masks vanish at ``size``: choose a larger one where it is not 0.
     """
 
     metrics: PixelMetrics
     curves: PixelCurves
+    aupro_by_defect: dict[str, float]
+    spro: SproEvaluation | None
     size: Size
     lost_masks: int
 
@@ -125,6 +150,8 @@ def evaluate(
     batch_size: int = 1,
     metrics_size: Size | None = None,
     pro_limit: float = PRO_LIMIT,
+    defects_config: DefectsConfig | None = None,
+    spro_limit: float = SPRO_LIMIT,
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Measure a predictor on a test set.
@@ -136,13 +163,15 @@ def evaluate(
         threshold: of raw image scores, fixed beforehand.
         batch_size: images per call of the predictor.
         metrics_size: (H, W) where pixels are compared; the predictor's image size where None.
-        pro_limit: false-positive rate up to which AUPRO integrates.
+        pro_limit, spro_limit: false-positive rates up to which AUPRO and AU-sPRO integrate.
+        defects_config: how much of a region must be found (`defects_config_of`); no AU-sPRO where None.
 
     Raises:
         UndefinedMetricError: only normal, or only anomalous images or pixels.
         MaskSizeError: a mask and its image differ.
+        DefectsConfigError: see `read_regions`.
         NonFiniteValuesError: a score or map is not finite.
-        InputError: as many images as samples were expected; or ``pro_limit`` is not in (0, 1].
+        InputError: as many images as samples were expected; or a limit is not in (0, 1].
     """
     if len(images) != len(samples):
         raise InputError(f"expected one image per sample, but got {len(images)} images and {len(samples)} samples")
@@ -153,7 +182,9 @@ def evaluate(
         image=image,
         image_curves=image_curves,
         auroc_by_defect=auroc_by_defect(predictions.scores, samples),
-        pixel=_pixels(predictions.maps, samples, metrics_size or predictor.image_size, pro_limit),
+        pixel=_pixels(
+            predictions.maps, samples, metrics_size or predictor.image_size, pro_limit, defects_config, spro_limit
+        ),
         image_size=predictor.image_size,
         samples=tuple(samples),
         predictions=predictions,
@@ -171,15 +202,49 @@ def auroc_by_defect(scores: NDArray[np.floating], samples: Sequence[Sample]) -> 
     return found
 
 
+def mean_of_kinds(by_defect: Mapping[str, float]) -> float:
+    """The mean of a figure over kinds of defect, each of equal weight: as MVTec LOCO AD is reported."""
+    return statistics.fmean(by_defect.values())
+
+
 def _pixels(
-    maps: NDArray[np.float32], samples: Sequence[Sample], size: Size, pro_limit: float
+    maps: NDArray[np.float32],
+    samples: Sequence[Sample],
+    size: Size,
+    pro_limit: float,
+    defects_config: DefectsConfig | None,
+    spro_limit: float,
 ) -> PixelEvaluation | None:
     if not any(sample.masks for sample in samples):
         return None
-    masks = [_mask(sample, size) for sample in samples]
-    metrics, curves = pixel_metrics([resize_map(each, size) for each in maps], masks, pro_limit)
-    lost = sum(bool(sample.masks) and not mask.any() for sample, mask in zip(samples, masks, strict=True))
-    return PixelEvaluation(metrics, curves, size, lost)
+    kinds: dict[str, list[int]] = {}
+    for index, sample in enumerate(samples):
+        kinds.setdefault(sample.defect if sample.label else _NORMAL, []).append(index)
+    pools, lost_masks = {}, 0
+    for kind, chosen in sorted(kinds.items()):
+        masks = [_mask(samples[index], size) for index in chosen]
+        lost_masks += sum(bool(samples[i].masks) and not mask.any() for i, mask in zip(chosen, masks, strict=True))
+        regions = [_regions(samples[index], size, defects_config) for index in chosen]
+        pools[kind] = pool_pixels([resize_map(maps[index], size) for index in chosen], masks, regions)
+    metrics, curves = pooled_metrics(list(pools.values()), pro_limit)
+    normal = pools.pop(_NORMAL)
+    aupro_by_defect = {
+        kind: pooled_metrics([normal, pool], pro_limit)[0].aupro
+        for kind, pool in pools.items()
+        if pool.connected.regions
+    }
+    spro = None
+    if defects_config is not None:
+        spro_found, spro_curves = spro_metrics(normal, pools, spro_limit)
+        lost = sum(len(sample.masks) for sample in samples) - spro_found.regions
+        spro = SproEvaluation(spro_found, spro_curves, lost)
+    return PixelEvaluation(metrics, curves, aupro_by_defect, spro, size, lost_masks)
+
+
+def _regions(sample: Sample, size: Size, config: DefectsConfig | None) -> list[Region]:
+    if config is None or not sample.masks:
+        return []
+    return read_regions(sample, image_size(sample.path), config, size)
 
 
 def _mask(sample: Sample, size: Size) -> NDArray[np.bool_]:

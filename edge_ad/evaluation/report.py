@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ import numpy as np
 
 from edge_ad import atomic
 from edge_ad.evaluation.curve import Curve
-from edge_ad.evaluation.evaluate import Evaluation
+from edge_ad.evaluation.evaluate import MEAN_OF_KINDS, Evaluation, PixelEvaluation, mean_of_kinds
 from edge_ad.records import to_plain
 from edge_ad.tiling import format_size
 
 SCHEMA_VERSION = 1
 
 # Okabe and Ito's palette, told apart by colour-blind readers too
-_BLUE, _VERMILION, _GREY = "#0072b2", "#d55e00", "#5f6b76"
+_BLUE, _VERMILION, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#5f6b76"
 
 
 def to_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
@@ -30,14 +31,25 @@ def to_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
         "image": to_plain(evaluation.image),
         "auroc_by_defect": evaluation.auroc_by_defect,
         "pixel": None if pixel is None else {**to_plain(pixel.metrics), "lost_masks": pixel.lost_masks},
+        "aupro_by_defect": {} if pixel is None else pixel.aupro_by_defect,
+        "spro": _spro_json(pixel),
         "metrics_size": None if pixel is None else list(pixel.size),
         "image_size": list(evaluation.image_size),
         "ms_per_image": evaluation.predictions.ms_per_image,
     }
 
 
+def _spro_json(pixel: PixelEvaluation | None) -> dict[str, Any] | None:
+    if pixel is None or pixel.spro is None:
+        return None
+    return {**to_plain(pixel.spro.metrics), "lost_regions": pixel.spro.lost_regions}
+
+
 def to_markdown(evaluation: Evaluation, title: str) -> str:
-    """Two tables: image level and pixel level."""
+    """Two tables, image level and pixel level, each with a row per kind of defect.
+
+    Where the data set says how much of a region must be found, also the means over kinds, as such sets are reported.
+    """
     image, pixel, confusion = evaluation.image, evaluation.pixel, evaluation.image.confusion
     lines = [
         f"## {title}",
@@ -49,7 +61,7 @@ def to_markdown(evaluation: Evaluation, title: str) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         f"| all | {image.auroc:.4f} | {image.aupr:.4f} | {image.f1_max:.4f} | {image.f1:.4f} | {image.precision:.4f} | "
         f"{image.recall:.4f} | {image.threshold:.4g} |",
-        *(f"| {kind} | {auroc:.4f} | | | | | | |" for kind, auroc in evaluation.auroc_by_defect.items()),
+        *(f"| {kind} | {auroc:.4f} | | | | | | |" for kind, auroc in _with_mean(evaluation.auroc_by_defect, pixel)),
         "",
         f"At the threshold: {confusion.true_positives} of {image.anomalous} anomalous images found, "
         f"{confusion.false_positives} of {image.normal} normal ones rejected. F1-max chooses its threshold on these "
@@ -58,21 +70,47 @@ def to_markdown(evaluation: Evaluation, title: str) -> str:
     ]
     if pixel is None:
         return "\n".join([*lines, "No masks: no pixel metrics.", ""])
-    metrics = pixel.metrics
-    lines += [
-        f"| pixel ({format_size(pixel.size)}) | AUROC | AUPR | F1-max | AUPRO@{metrics.pro_limit:g} |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        f"| {metrics.regions} regions, {metrics.connectivity}-connected | {metrics.auroc:.4f} | {metrics.aupr:.4f} | "
-        f"{metrics.f1_max:.4f} | {metrics.aupro:.4f} |",
-        "",
-    ]
-    if pixel.lost_masks:
-        lines += [
-            f"{pixel.lost_masks} masks vanish at {format_size(pixel.size)} and are not counted: "
-            "compare pixels at a larger --metrics-size.",
+    return "\n".join([*lines, *_pixel_table(pixel), *_pixel_notes(pixel)])
+
+
+def _pixel_table(pixel: PixelEvaluation) -> list[str]:
+    metrics, spro = pixel.metrics, pixel.spro
+    headers = [f"pixel ({format_size(pixel.size)})", "AUROC", "AUPR", "F1-max", f"AUPRO@{metrics.pro_limit:g}"]
+    figures = [f"{value:.4f}" for value in (metrics.auroc, metrics.aupr, metrics.f1_max, metrics.aupro)]
+    rows = [[f"{metrics.regions} regions, {metrics.connectivity}-connected", *figures]]
+    rows += [[kind, "", "", "", f"{aupro:.4f}"] for kind, aupro in _with_mean(pixel.aupro_by_defect, pixel)]
+    if spro is not None:
+        headers.append(f"AU-sPRO@{spro.metrics.limit:g}")
+        by_kind = {**spro.metrics.auspro_by_defect, MEAN_OF_KINDS: spro.metrics.auspro}
+        for row in rows:
+            row.append(f"{by_kind[row[0]]:.4f}" if row[0] in by_kind else "")
+    rule = ["---", *("---:" for _ in headers[1:])]
+    lines = ["|" + "".join(f" {cell} |" if cell else " |" for cell in cells) for cells in (headers, rule, *rows)]
+    return [*lines, ""]
+
+
+def _pixel_notes(pixel: PixelEvaluation) -> list[str]:
+    spro, size = pixel.spro, format_size(pixel.size)
+    notes = []
+    if spro is not None:
+        notes += [
+            f"AU-sPRO: each of {spro.metrics.regions} masks is a region, complete at its saturation area. A kind is "
+            "measured on its own images and all normal ones; false positives are pixels outside every region.",
             "",
         ]
-    return "\n".join(lines)
+    if pixel.lost_masks or (spro is not None and spro.lost_regions):
+        lost = max(pixel.lost_masks, 0 if spro is None else spro.lost_regions)
+        notes += [
+            f"{lost} masks vanish at {size} and are not counted: compare pixels at a larger --metrics-size.",
+            "",
+        ]
+    return notes
+
+
+def _with_mean(by_defect: dict[str, float], pixel: PixelEvaluation | None) -> list[tuple[str, float]]:
+    """Figures by kind, and their mean where the data set is one that is reported so."""
+    mean = pixel is not None and pixel.spro is not None and len(by_defect) > 1
+    return [*by_defect.items(), *([(MEAN_OF_KINDS, mean_of_kinds(by_defect))] if mean else [])]
 
 
 def to_csv(evaluation: Evaluation) -> str:
@@ -94,6 +132,7 @@ def curves_json(evaluation: Evaluation) -> dict[str, dict[str, list[float]]]:
         curves["pixel_roc"] = pixel.curves.roc
         curves["pixel_precision_recall"] = pixel.curves.precision_recall
         curves["pixel_pro"] = pixel.curves.pro
+        curves |= {f"pixel_spro_{kind}": curve for kind, curve in (pixel.spro.curves if pixel.spro else {}).items()}
     thinned = {name: curve.thinned() for name, curve in curves.items()}
     return {name: {"x": curve.x.tolist(), "y": curve.y.tolist()} for name, curve in thinned.items()}
 
@@ -119,7 +158,7 @@ def curves_png(evaluation: Evaluation, title: str) -> bytes:
             _precision_recall(
                 axes[1, 1], pixel.curves.precision_recall, f"Pixel precision-recall, AUPR {metrics.aupr:.3f}"
             )
-            _pro(axes[1, 2], pixel.curves.pro, metrics.pro_limit, metrics.aupro)
+            _pro(axes[1, 2], pixel)
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=120)
     return buffer.getvalue()
@@ -147,10 +186,18 @@ def _precision_recall(axis: Any, curve: Curve, title: str) -> None:
     _line(axis, curve.thinned(), title, "recall", "precision")
 
 
-def _pro(axis: Any, curve: Curve, limit: float, aupro: float) -> None:
-    title = f"Region overlap, AUPRO@{limit:g} {aupro:.3f}"
-    _line(axis, curve.up_to(limit).thinned(), title, "false-positive rate", "mean region overlap")
+def _pro(axis: Any, pixel: PixelEvaluation) -> None:
+    limit, spro = pixel.metrics.pro_limit, pixel.spro
+    title = f"Region overlap, AUPRO@{limit:g} {pixel.metrics.aupro:.3f}"
+    _line(axis, pixel.curves.pro.up_to(limit).thinned(), title, "false-positive rate", "mean region overlap")
     axis.set_xlim(0, limit)
+    if spro is not None:
+        axis.set_title(f"{title}, AU-sPRO@{spro.metrics.limit:g} {spro.metrics.auspro:.3f}")
+        for color, (kind, curve) in zip(itertools.cycle((_VERMILION, _GREEN, _GREY)), spro.curves.items()):
+            part = curve.up_to(limit).thinned()
+            axis.plot(part.x, part.y, color=color, linewidth=1.4, linestyle="--", label=f"sPRO, {kind}")
+        axis.axvline(spro.metrics.limit, color="black", linestyle=":", linewidth=1)
+        axis.legend(frameon=False, loc="lower right")
 
 
 def _histogram(axis: Any, evaluation: Evaluation) -> None:

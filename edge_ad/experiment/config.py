@@ -38,6 +38,7 @@ from edge_ad.bundle.manifest import Format, Precision, ScoreMerge
 from edge_ad.data.layouts import LAYOUTS
 from edge_ad.errors import ConfigError, InputError
 from edge_ad.evaluation.pixel_metrics import PRO_LIMIT
+from edge_ad.evaluation.spro import SPRO_LIMIT
 from edge_ad.evaluation.thresholds import DEFAULT_RULE, Statistic, ThresholdRule
 from edge_ad.methods import METHODS
 from edge_ad.methods.backbone import DEFAULT_BACKBONE
@@ -154,6 +155,7 @@ class Config:
     threshold: str = DEFAULT_RULE
     metrics_size: Size | None = None  # None: the setup's image size
     pro_limit: float = PRO_LIMIT
+    spro_limit: float = SPRO_LIMIT  # of data sets that say how much of a region must be found
     device: str = "CPU"  # of bundles
     execution: ExecutionPrecision = ExecutionPrecision.AUTO  # of bundles
     parity_tolerance: float | None = None  # of exports, as --parity-tolerance
@@ -264,6 +266,9 @@ def _check(config: Config) -> None:
         backbone.weights_argument  # noqa: B018 - raises where a variable is not set
     if ThresholdRule.parse(config.threshold).statistic is Statistic.F1:
         raise ConfigError("threshold: 'f1' needs labelled images, but thresholds are fitted on held-out normal ones")
+    for key in ("pro_limit", "spro_limit"):
+        if not 0 < getattr(config, key) <= 1:
+            raise ConfigError(f"{key}: expected a false-positive rate in (0, 1], but got {getattr(config, key)}")
     if not 0 < config.held_out < 1:
         raise ConfigError(f"held_out: expected a fraction between 0 and 1, but got {config.held_out}")
     if config.benchmark is not None and (config.benchmark.warmup < 0 or config.benchmark.iterations < 1):

@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 from edge_ad.bundle.manifest import ScoreMerge
-from edge_ad.data.layouts import LAYOUTS
+from edge_ad.data.layouts import LAYOUTS, SATURATED_LAYOUTS
 from edge_ad.errors import DataNotFoundError
 from edge_ad.experiment.config import BackboneEntry, BenchmarkEntry, Config, DatasetEntry, SetupEntry, Variant
 from edge_ad.experiment.record import Identity
@@ -76,6 +76,8 @@ class Cell:
         """Everything beside the identity that decides a line, as JSON has it."""
         config = self.config
         measured: dict[str, Any] = {"metrics_size": config.metrics_size, "pro_limit": config.pro_limit}
+        if self.dataset.layout in SATURATED_LAYOUTS:  # others do not depend on it
+            measured["spro_limit"] = config.spro_limit
         if variant.precision is not None:
             measured |= {
                 "format": config.format,

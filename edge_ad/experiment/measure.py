@@ -19,6 +19,7 @@ from edge_ad import atomic
 from edge_ad.bundle.manifest import Parity, ScoreMerge
 from edge_ad.data.cache import open_cache
 from edge_ad.data.layouts import Dataset, Sample, read_dataset, read_masks
+from edge_ad.data.saturation import DefectsConfig, defects_config_of
 from edge_ad.errors import EmptyDataError, IncompleteRunError, RunMismatchError
 from edge_ad.evaluation.evaluate import Evaluation, auroc_by_defect, evaluate
 from edge_ad.evaluation.image_metrics import image_metrics
@@ -103,6 +104,7 @@ class Trained:
     dataset: Dataset
     test: NDArray[np.uint8]  # (N, H, W, 3) RGB
     defect_areas: tuple[float | None, ...]  # fraction of each test image
+    defects_config: DefectsConfig | None
 
 
 def _train(cell: Cell, workspace: Path, progress: Progress) -> Trained:
@@ -110,6 +112,7 @@ def _train(cell: Cell, workspace: Path, progress: Progress) -> Trained:
     dataset = read_dataset(root, cell.dataset.layout, cell.category)
     if not dataset.test:
         raise EmptyDataError(f"{root} has no test images in layout {cell.dataset.layout!r}")
+    defects_config = defects_config_of(dataset)
     images = read_training_images(
         dataset,
         setup,
@@ -124,7 +127,7 @@ def _train(cell: Cell, workspace: Path, progress: Progress) -> Trained:
     run, training_s = _train_run(cell, model, images, workspace, progress)
     test = open_cache(dataset.test, setup.image_size, progress=progress).images
     areas = tuple(defect_area(sample) for sample in dataset.test)
-    return Trained(cell, workspace, run, images, training_s, dataset, test, areas)
+    return Trained(cell, workspace, run, images, training_s, dataset, test, areas, defects_config)
 
 
 def _train_run(
@@ -205,6 +208,8 @@ def _outcomes(trained: Trained, detector: Detector, cost: _Cost, progress: Progr
         batch_size=detector.batch_size,
         metrics_size=cell.config.metrics_size,
         pro_limit=cell.config.pro_limit,
+        defects_config=trained.defects_config,
+        spro_limit=cell.config.spro_limit,
         progress=progress,
     )
     executed = f"{detector.device} {detector.precision}"
@@ -259,6 +264,8 @@ def _outcome(
         pixel=pixel.metrics if pixel else None,
         lost_masks=pixel.lost_masks if pixel else None,
         metrics_size=pixel.size if pixel else None,
+        aupro_by_defect=pixel.aupro_by_defect if pixel else None,
+        spro=pixel.spro.metrics if pixel and pixel.spro else None,
         images=tuple(
             ImageScore(sample.path.relative_to(root).as_posix(), sample.label, sample.defect, score, area)
             for sample, score, area in zip(samples, scores.tolist(), trained.defect_areas, strict=True)

@@ -9,10 +9,11 @@ from typing import Any
 from edge_ad.bundle.manifest import Parity, ScoreMerge
 from edge_ad.evaluation.image_metrics import ImageMetrics
 from edge_ad.evaluation.pixel_metrics import PixelMetrics
+from edge_ad.evaluation.spro import SproMetrics
 from edge_ad.experiment.config import Variant
 from edge_ad.tiling import Size
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Outcome:
     Attributes:
         image, auroc_by_defect: image level, by scores of the line's merge.
         pixel, lost_masks, metrics_size: pixel level; None where there are no masks.
+        aupro_by_defect: AUPRO of each kind of defect; None where there are no masks, and in lines of schema 1.
+        spro: of regions that need not be found whole; None where the data set has none, and in lines of schema 1.
         images: every test image.
         training_s: seconds of fitting heads and thresholds, images decoded before; None where it was interrupted.
         training_images, held_out_images, data_digest, weights: what was trained on.
@@ -97,6 +100,8 @@ class Outcome:
     pixel: PixelMetrics | None
     lost_masks: int | None
     metrics_size: Size | None
+    aupro_by_defect: dict[str, float] | None
+    spro: SproMetrics | None
     images: tuple[ImageScore, ...]
     training_s: float | None
     training_images: int
@@ -135,6 +140,16 @@ class Record:
     time_utc: str
     outcome: Outcome | None
     failure: Failure | None
+
+
+def upgraded(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of schema 1 as one of this schema: what was not measured then is None. Others as they are."""
+    if line.get("schema_version") != 1:
+        return line
+    outcome = line.get("outcome")
+    if isinstance(outcome, dict):
+        outcome = {"aupro_by_defect": None, "spro": None, **outcome}
+    return {**line, "schema_version": SCHEMA_VERSION, **({"outcome": outcome} if "outcome" in line else {})}
 
 
 def make_record(identity: Identity, settings: dict[str, Any], result: Outcome | BaseException) -> Record:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edge_ad import atomic
 from edge_ad.errors import OutputWriteError, ResultsError
-from edge_ad.experiment.record import SCHEMA_VERSION, Identity, Record
+from edge_ad.experiment.record import SCHEMA_VERSION, Identity, Record, upgraded
 from edge_ad.records import from_plain, to_plain
 
 
@@ -66,10 +66,12 @@ def _parse(line: bytes, where: str) -> Record:
         value = json.loads(line)
     except ValueError as error:
         raise ResultsError(f"{where} is damaged: {error}; delete that line, and its cell is computed again") from error
-    version = value.get("schema_version") if isinstance(value, dict) else None
+    value = upgraded(value) if isinstance(value, dict) else {}
+    version = value.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ResultsError(
-            f"{where}: schema_version {version!r} is not the {SCHEMA_VERSION} this edge-ad reads; choose another -o"
+            f"{where}: schema_version {version!r} is neither 1 nor {SCHEMA_VERSION}, which this edge-ad reads; "
+            "choose another -o"
         )
     record: Record = from_plain(Record, value, where, ResultsError)
     return record

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_fakes import BrightnessPredictor, BrightnessRaw, write_test_set
+from evaluation_fakes import BrightnessPredictor, BrightnessRaw, write_saturated_set, write_test_set
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
@@ -44,6 +44,47 @@ def test_pixels_are_compared_at_the_predictors_size_unless_told_otherwise(tmp_pa
     assert larger.size == (22, 39)
     assert larger.metrics.anomalous == 6 * expected.anomalous
     assert larger.metrics.normal == 6 * expected.normal
+
+
+def test_overlap_by_kind_of_defect_is_that_of_its_images_and_the_normal_ones(tmp_path: Path):
+    data = write_test_set(tmp_path)
+    pixel = evaluate(BrightnessPredictor(), data.images, data.samples, threshold=50).pixel
+    assert pixel is not None
+    assert set(pixel.aupro_by_defect) == {"scratch", "spot"}
+    assert pixel.spro is None
+    for kind, found in pixel.aupro_by_defect.items():
+        chosen = [i for i, sample in enumerate(data.samples) if sample.defect in ("good", kind)]
+        maps = [data.images[i, :, :, 0].astype(np.float32) for i in chosen]
+        masks = [(data.images[i, :, :, 0] > 10) & bool(data.samples[i].label) for i in chosen]
+        assert found == pixel_metrics(maps, masks)[0].aupro
+    lost = evaluate(BrightnessPredictor(), data.images, data.samples, threshold=50, metrics_size=(4, 13)).pixel
+    assert lost is not None
+    assert set(lost.aupro_by_defect) == {"spot"}
+
+
+def test_regions_that_need_not_be_found_whole(tmp_path: Path):
+    # 143 pixels an image. Normal ones: 2 x 143 of good images at 10 and 20, and what lies outside regions at 10.
+    # logical: the spot at 90 is above them all: 1
+    # structural: the scratch at 60 likewise; the other, at 20, ties with 143 of 286 + 130 + 129 = 545 normal pixels:
+    # its overlap rises to 1 up to their rate; the single pixel, at 10, comes last. Mean overlap: 1/3, then up to 2/3.
+    data, config = write_saturated_set(tmp_path)
+    found = evaluate(
+        BrightnessPredictor(), data.images, data.samples, threshold=50, defects_config=config, spro_limit=0.1
+    ).pixel
+    assert found is not None
+    assert found.spro is not None
+    rate = 143 / 545
+    structural = 1 / 3 + 1 / 3 * (0.1 / rate) / 2
+    assert found.spro.metrics.auspro_by_defect == pytest.approx({"logical": 1.0, "structural": structural})
+    assert found.spro.metrics.auspro == pytest.approx((1 + structural) / 2)
+    assert (found.spro.metrics.regions, found.spro.metrics.limit, found.spro.lost_regions) == (4, 0.1, 0)
+    assert found.spro.curves["structural"].y[-2] == pytest.approx(1.0)
+    smaller = evaluate(
+        BrightnessPredictor(), data.images, data.samples, threshold=50, defects_config=config, metrics_size=(4, 13)
+    ).pixel
+    assert smaller is not None
+    assert smaller.spro is not None
+    assert (smaller.spro.lost_regions, smaller.spro.metrics.regions) == (2, 2)  # the scratches, one row of eleven
 
 
 def test_masks_that_vanish_at_the_size_of_the_comparison_are_counted(tmp_path: Path):

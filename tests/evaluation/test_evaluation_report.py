@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from evaluation_fakes import BrightnessPredictor, write_test_set
+from evaluation_fakes import BrightnessPredictor, write_saturated_set, write_test_set
 
 from edge_ad.errors import OutputWriteError
 from edge_ad.evaluation.evaluate import Evaluation, evaluate
@@ -25,6 +25,12 @@ def evaluation(tmp_path: Path) -> Evaluation:
 def without_masks(tmp_path: Path) -> Evaluation:
     data = write_test_set(tmp_path, with_masks=False)
     return evaluate(BrightnessPredictor(), data.images, data.samples, threshold=60)
+
+
+@pytest.fixture
+def saturated(tmp_path: Path) -> Evaluation:
+    data, config = write_saturated_set(tmp_path)
+    return evaluate(BrightnessPredictor(), data.images, data.samples, threshold=60, defects_config=config)
 
 
 def test_json_holds_every_figure_and_what_it_means(evaluation: Evaluation):
@@ -60,6 +66,38 @@ def test_markdown_names_counts_sizes_and_the_limit(evaluation: Evaluation, witho
     for table in text.split("\n\n"):
         lines = [line for line in table.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in lines}) <= 1
+
+
+def test_figures_by_kind_and_their_mean_are_in_all_of_them(saturated: Evaluation, evaluation: Evaluation):
+    pixel = saturated.pixel
+    assert pixel is not None
+    assert pixel.spro is not None
+    auspro, aupro = pixel.spro.metrics.auspro_by_defect, pixel.aupro_by_defect
+    plain = json.loads(json.dumps(to_json(saturated), allow_nan=False))
+    assert plain["auroc_by_defect"] == {"logical": 1.0, "structural": 0.875}
+    assert plain["aupro_by_defect"] == aupro
+    assert plain["spro"] == {
+        **{"auspro": pixel.spro.metrics.auspro, "auspro_by_defect": auspro, "limit": 0.05},
+        **{"regions": 4, "lost_regions": 0},
+    }
+    text = to_markdown(saturated, "bolt")
+    assert "| logical | 1.0000 | | | | | | |\n| structural | 0.8750 | | | | | | |\n| mean of kinds | 0.9375 |" in text
+    assert "| pixel (11x13) | AUROC | AUPR | F1-max | AUPRO@0.3 | AU-sPRO@0.05 |" in text
+    for kind in ("logical", "structural"):
+        assert f"| {kind} | | | | {aupro[kind]:.4f} | {auspro[kind]:.4f} |" in text
+    assert f"| mean of kinds | | | | {np.mean([*aupro.values()]):.4f} | {pixel.spro.metrics.auspro:.4f} |" in text
+    assert "AU-sPRO: each of 4 masks is a region, complete at its saturation area." in text
+    for table in text.split("\n\n"):
+        lines = [line for line in table.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in lines}) <= 1
+    assert {"pixel_spro_logical", "pixel_spro_structural"} <= set(curves_json(saturated))
+    assert curves_png(saturated, "bolt").startswith(b"\x89PNG")
+
+    plain, text = to_json(evaluation), to_markdown(evaluation, "bolt")
+    assert plain["spro"] is None
+    assert "sPRO" not in text
+    assert "mean of kinds" not in text
+    assert f"| scratch | | | | {plain['aupro_by_defect']['scratch']:.4f} |" in text
 
 
 def test_markdown_warns_of_lost_masks(tmp_path: Path):

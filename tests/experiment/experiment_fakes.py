@@ -33,6 +33,8 @@ def outcome(auroc: float = 0.9, aupro: float | None = 0.8, **changes: Any) -> Ou
         pixel=pixel,
         lost_masks=None if pixel is None else 0,
         metrics_size=None if pixel is None else (64, 96),
+        aupro_by_defect=None if aupro is None else {"scratch": aupro},
+        spro=None,
         images=(ImageScore("test/good/0.png", 0, "good", 0.25, None), ImageScore("test/x/1.png", 1, "x", 0.75, 0.02)),
         training_s=12.0,
         training_images=20,

@@ -43,6 +43,7 @@ def test_a_file_with_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         threshold = "quantile:0.9"
         metrics_size = [32, 64]
         pro_limit = 0.1
+        spro_limit = 0.2
         device = "GPU"
         execution = "f32"
         parity_tolerance = 1
@@ -68,6 +69,7 @@ def test_a_file_with_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (wide.name, wide.image_size, wide.stride, wide.sharing) == ("custom", (64, 96), (32, 48), Sharing.ALL)
     assert (config.datasets[0].label, config.datasets[0].root) == ("VisA", Path("/data/visa"))
     assert config.backbones[0].weights_argument == "/data/resnet18.safetensors"
+    assert (config.pro_limit, config.spro_limit) == (0.1, 0.2)
     assert (config.metrics_size, config.parity_tolerance) == ((32, 64), 1.0)
     assert config.parameters == {"padim": {"dimensions": 20}}
     assert config.benchmark is not None
@@ -95,6 +97,8 @@ def test_a_file_with_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ({"datasets": {"path": "x"}}, "experiment.datasets: expected a list"),
         ({"threshold": "f1"}, "'f1' needs labelled images"),
         ({"threshold": "sigma"}, "unknown threshold rule 'sigma'"),
+        ({"pro_limit": 0.0}, r"pro_limit: expected a false-positive rate in \(0, 1\], but got 0\.0"),
+        ({"spro_limit": 1.5}, r"spro_limit: expected a false-positive rate in \(0, 1\], but got 1\.5"),
         ({"held_out": 1.0}, "held_out: expected a fraction"),
         ({"benchmark": {"iterations": 0}}, "benchmark: expected warmup"),
     ],

@@ -126,6 +126,16 @@ def test_other_settings_are_refused_or_computed_again_never_mixed(tmp_path: Path
     assert {each.settings["threshold"] for each in make_plan(changed, tmp_path).records} == {"max"}
 
 
+def test_the_limit_of_spro_is_a_setting_of_sets_that_have_one():
+    def settings(layout: str, **changes: Any) -> dict[str, Any]:
+        datasets = [{"path": "x", "layout": layout, "categories": ["nut"]}]
+        return next(cells(some_config(datasets=datasets, **changes))).settings(Variant.TORCH)
+
+    assert settings("mvtec") == settings("mvtec", spro_limit=0.2)  # older results of such sets stay valid
+    assert "spro_limit" not in settings("mvtec")
+    assert (settings("loco")["spro_limit"], settings("loco", spro_limit=0.2)["spro_limit"]) == (0.05, 0.2)
+
+
 def test_settings_of_bundles_do_not_touch_torch(tmp_path: Path, computed: list[Identity]):
     run(some_config(), tmp_path)
     computed.clear()

@@ -9,6 +9,7 @@ import pytest
 from experiment_fakes import bundle_outcome, outcome, record
 
 from edge_ad.errors import OutputWriteError, ParityError, ResultsError
+from edge_ad.evaluation.spro import SproMetrics
 from edge_ad.experiment.config import Variant
 from edge_ad.experiment.record import Failure
 from edge_ad.experiment.store import Store
@@ -76,6 +77,7 @@ def test_repair_leaves_whole_lines_alone(store: Store):
         ("[]", "schema_version None"),
         ('{"schema_version": 99}', "schema_version 99"),
         ('{"schema_version": 1}', "missing identity"),
+        ('{"schema_version": 2}', "missing identity"),
     ],
 )
 def test_a_damaged_line_is_named(store: Store, line: str, said: str):
@@ -83,6 +85,31 @@ def test_a_damaged_line_is_named(store: Store, line: str, said: str):
     store.path.write_text(line + "\n" + store.path.read_text())
     with pytest.raises(ResultsError, match=said):
         store.read()
+
+
+def test_lines_of_the_schema_before_are_read_and_lack_what_was_not_measured_then(store: Store):
+    store.path.parent.mkdir()
+    store.path.write_bytes(Path(__file__).with_name("results_schema1.jsonl").read_bytes())
+    expected = [
+        record(outcome(0.9, aupro_by_defect=None)),
+        record(bundle_outcome(0.8, None), precision=Variant.INT8),
+        record(ParityError("no"), seed=7),
+    ]
+    found = store.read()
+    assert [each.outcome for each in found.values()] == [each.outcome for each in expected]
+    assert [each.identity for each in found.values()] == [each.identity for each in expected]
+    store.append(record(outcome(0.5)))  # both schemas in one file
+    assert len(store.read()) == 3
+    assert [json.loads(line)["schema_version"] for line in store.path.read_text().splitlines()] == [1, 1, 1, 2]
+
+
+def test_what_was_measured_by_kind_comes_back(store: Store):
+    spro = SproMetrics(0.7, {"logical": 0.6, "structural": 0.8}, 0.05, 9)
+    store.append(record(outcome(spro=spro, aupro_by_defect={"logical": 0.1, "structural": 0.2})))
+    (found,) = store.read().values()
+    assert found.outcome is not None
+    assert found.outcome.spro == spro
+    assert found.outcome.aupro_by_defect == {"logical": 0.1, "structural": 0.2}
 
 
 def test_a_number_that_is_not_finite_is_never_written(store: Store):

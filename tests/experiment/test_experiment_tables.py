@@ -3,18 +3,32 @@ from __future__ import annotations
 import csv
 import math
 import statistics
+from typing import Any
 
 import pytest
 from experiment_fakes import benchmark, bundle_outcome, outcome, record
 
 from edge_ad.bundle.manifest import ScoreMerge
 from edge_ad.errors import ParityError
+from edge_ad.evaluation.spro import SproMetrics
 from edge_ad.experiment.config import Variant
 from edge_ad.experiment.means import Spread, Values
 from edge_ad.experiment.plots import auroc_by_area, defect_sizes, latencies, plots
-from edge_ad.experiment.record import ImageScore, Record
+from edge_ad.experiment.record import ImageScore, Outcome, Record
 from edge_ad.experiment.report import markdown, write_report
-from edge_ad.experiment.tables import Table, accuracy_table, cost_table, drop_table, image_auroc, tables, to_csv
+from edge_ad.experiment.tables import (
+    Table,
+    accuracy_table,
+    cost_table,
+    drop_table,
+    image_auroc,
+    kind_drop_table,
+    kind_table,
+    kinds_of,
+    tables,
+    threshold_table,
+    to_csv,
+)
 
 TORCH = ("resnet18", ScoreMerge.MEAN, Variant.TORCH)
 INT8 = ("resnet18", ScoreMerge.MEAN, Variant.INT8)
@@ -104,6 +118,123 @@ def test_a_category_that_failed_everywhere_in_a_precision_leaves_no_mean_there(r
 def test_a_seed_that_lacks_a_category_is_not_in_the_mean(records: list[Record]):
     there = [each for each in records if (each.identity.category, each.identity.seed) != ("bolt", 2)]
     assert accuracy_table(TORCH, there).rows[-1][1].startswith("73.7 ± 5.2")  # seeds 0 and 1: .70 and .77333
+
+
+# AUROC, AUPRO, AU-sPRO and scores of the anomalous images by kind; the threshold is 1.25
+KINDS = {
+    "nut": {"logical": (0.6, 0.2, 0.3, (1.0, 2.0)), "structural": (0.8, 0.6, 0.7, (1.25,))},
+    "bolt": {
+        "logical": (0.4, 0.4, 0.5, (0.1, 0.2)),
+        "structural": (1.0, 0.8, 0.9, (2.0,)),
+        "third": (0.5, 0.5, 0.5, ()),
+    },
+}
+
+
+def split(kinds: dict[str, Any], points: float = 0.0, **changes: Any) -> Outcome:
+    """An outcome with figures by kind, all but the scores ``points`` higher."""
+    auspro = {kind: figures[2] + points for kind, figures in kinds.items()}
+    return outcome(
+        0.7 + points,
+        0.5 + points,
+        auroc_by_defect={kind: figures[0] + points for kind, figures in kinds.items()},
+        aupro_by_defect={kind: figures[1] + points for kind, figures in kinds.items()},
+        spro=SproMetrics(statistics.fmean(auspro.values()), auspro, 0.05, 9),
+        images=tuple(
+            ImageScore(f"{kind}/{score}.png", 1, kind, score, 0.01) for kind in kinds for score in kinds[kind][3]
+        ),
+        **changes,
+    )
+
+
+@pytest.fixture
+def by_kind() -> list[Record]:
+    """A data set of two categories that share two kinds, and one without such: torch, and int8 ten points worse."""
+    found = [
+        record(split(kinds, points), dataset="loco", category=category, precision=precision)
+        for precision, points in ((Variant.TORCH, 0.0), (Variant.INT8, -0.1))
+        for category, kinds in KINDS.items()
+    ]
+    return [*found, record(outcome(0.9, None)), record(outcome(0.9, 0.8), category="bolt")]
+
+
+def test_kinds_are_those_all_categories_share(by_kind: list[Record]):
+    assert kinds_of(by_kind) == {"loco": ("logical", "structural"), "metal": ()}
+    one = [record(outcome(auroc_by_defect={"pit": 0.5, "stain": 0.6}))]
+    assert kinds_of(one) == {"metal": ()}  # a set of one category: kinds of its own, unless AU-sPRO is split by them
+    assert kinds_of(by_kind[:1]) == {"loco": ("logical", "structural")}
+    assert kinds_of([*one, record(outcome(auroc_by_defect={"dent": 0.5}), category="bolt")]) == {"metal": ()}
+    old = [record(outcome(auroc_by_defect={"a": 0.5, "b": 0.6}, aupro_by_defect=None), category=c) for c in "xy"]
+    assert kinds_of(old) == {"metal": ("a", "b")}
+    assert kind_table(TORCH, old).rows[0] == ("metal/x, a", "50.0 / -")
+    assert kinds_of([record(ParityError("no"))]) == {}
+
+
+def test_accuracy_by_kind_by_hand(by_kind: list[Record]):
+    table = kind_table(TORCH, by_kind)
+    assert table.title == "Image AUROC / AUPRO / AU-sPRO by kind of defect, torch, resnet18, mean of tile scores"
+    assert table.headers == ("category, kind", "padim sm256")
+    assert table.rows == (
+        ("loco/nut, logical", "60.0 / 20.0 / 30.0"),
+        ("loco/bolt, logical", "40.0 / 40.0 / 50.0"),
+        ("mean, logical", "50.0 / 30.0 / 40.0"),
+        ("loco/nut, structural", "80.0 / 60.0 / 70.0"),
+        ("loco/bolt, structural", "100.0 / 80.0 / 90.0"),
+        ("mean, structural", "90.0 / 70.0 / 80.0"),
+        ("loco/nut, mean of kinds", "70.0 / 40.0 / 50.0"),
+        ("loco/bolt, mean of kinds", "70.0 / 60.0 / 70.0"),
+        ("mean, mean of kinds", "70.0 / 50.0 / 60.0"),
+    )
+    assert [row[1] for row in kind_drop_table(INT8, by_kind).rows] == ["-10.0 / -10.0 / -10.0"] * 9
+    # Of the whole sets: AU-sPRO is the mean over kinds, three of them for bolts; others have none
+    accuracy = accuracy_table(TORCH, by_kind)
+    assert accuracy.rows == (
+        ("loco/nut", "70.0 / 50.0 / 50.0"),
+        ("loco/bolt", "70.0 / 50.0 / 63.3"),
+        ("metal/nut", "90.0 / - / -"),
+        ("metal/bolt", "90.0 / 80.0 / -"),
+        ("mean", "80.0 / 60.0 / 56.7"),
+    )
+    assert "AU-sPRO is the mean over kinds" in accuracy.note
+    assert drop_table(INT8, by_kind).rows[0] == ("loco/nut", "-10.0 / -10.0 / -10.0")
+
+
+def test_recall_by_kind_by_hand(by_kind: list[Record]):
+    table = threshold_table(by_kind)
+    assert table.headers[-2:] == ("recall, logical", "recall, structural")
+    # nut: one of two logical images at the threshold or above, bolt none of two; every structural one
+    assert table.rows[0][-2:] == ("25.0", "100.0")
+    assert threshold_table([record()]).headers[-1] == "AUPR"
+
+
+def test_several_split_sets_have_means_of_their_own(by_kind: list[Record]):
+    more = [record(split(KINDS["nut"]), dataset="other", category=category) for category in ("a", "b")]
+    rows = kind_table(TORCH, [*by_kind, *more]).rows
+    assert [row[0] for row in rows if row[0].startswith("mean")] == [
+        *("mean of loco, logical", "mean of loco, structural", "mean of loco, mean of kinds"),
+        *("mean of other, logical", "mean of other, structural", "mean of other, mean of kinds"),
+    ]
+
+
+def test_tables_and_columns_by_kind_are_there_where_kinds_are(by_kind: list[Record]):
+    assert [table.title.split(",")[0] for table in tables(by_kind)] == [
+        "Image AUROC / AUPRO / AU-sPRO",
+        "Image AUROC / AUPRO / AU-sPRO by kind of defect",
+        "Image AUROC / AUPRO / AU-sPRO",
+        "Image AUROC / AUPRO / AU-sPRO by kind of defect",
+        "Change of image AUROC / AUPRO / AU-sPRO against torch",
+        "Change of image AUROC / AUPRO / AU-sPRO by kind of defect against torch",
+        "At the threshold",
+        "Cost",
+    ]
+    rows = list(csv.DictReader(to_csv(by_kind).splitlines()))
+    assert float(rows[0]["auspro"]) == 0.5
+    assert [float(rows[1][f"{name}_logical"]) for name in ("image_auroc", "pixel_aupro", "auspro", "image_recall")] == [
+        *(0.4, 0.4, 0.5, 0.0)
+    ]
+    assert rows[-1]["auspro"] == rows[-1]["auspro_logical"] == ""
+    assert "image_auroc_third" not in rows[1]
+    assert not [name for name in csv.DictReader(to_csv([record()]).splitlines()).fieldnames or () if "scratch" in name]
 
 
 def test_costs_are_means_in_their_units():

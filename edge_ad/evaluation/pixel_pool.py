@@ -1,0 +1,153 @@
+"""The pixels of a test set, sorted once, and the curves of region overlap they give.
+
+A set of a hundred images has tens of millions of pixels, of which perhaps one in a hundred is anomalous. Recall and
+region overlap change only at the values of anomalous pixels, so every curve is straight between them: the anomalous
+pixels are ranked, and of the normal ones it is enough to count how many lie above each anomalous value, which a sort
+of their bare values tells. No bins, no sampled thresholds.
+
+Images are pooled by kind of defect: counts add up, so that one sort serves each kind and all of them together.
+
+Symbols: P anomalous and Q normal pixels; K distinct values of anomalous pixels; R ground-truth regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ad.data.saturation import Region
+from edge_ad.errors import MaskSizeError, NonFiniteValuesError
+from edge_ad.evaluation.curve import Curve
+from edge_ad.tiling import format_size
+
+CONNECTIVITY = 8
+
+
+@dataclass(frozen=True, eq=False)
+class RegionPixels:
+    """Pixels of R regions: their ``values`` (E,), and by which ``share`` (E,) each completes its own region."""
+
+    values: NDArray[np.float32]
+    shares: NDArray[np.float64]
+    regions: int
+
+    @classmethod
+    def joined(cls, parts: Sequence[RegionPixels]) -> RegionPixels:
+        """Those of all ``parts``."""
+        return cls(
+            np.concatenate([np.empty(0, np.float32), *(part.values for part in parts)]),
+            np.concatenate([np.empty(0, np.float64), *(part.shares for part in parts)]),
+            sum(part.regions for part in parts),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PixelPool:
+    """All pixels of some images.
+
+    Attributes:
+        normal: (Q,) values outside all regions, ascending.
+        connected: of regions that are connected components; every one of the P anomalous pixels once.
+        saturated: of regions that a data set defines itself, each complete at its saturation area; a pixel may be in
+            several, and those beyond the area are left out.
+    """
+
+    normal: NDArray[np.float32]
+    connected: RegionPixels
+    saturated: RegionPixels
+
+
+def pool_pixels(
+    maps: Sequence[NDArray[np.float32]],
+    masks: Sequence[NDArray[np.bool_]],
+    regions: Sequence[Sequence[Region]] = (),
+) -> PixelPool:
+    """Pool raw maps float32 (H, W) with masks bool (H, W), the union of ``regions`` of each image where there are any.
+
+    Raises:
+        NonFiniteValuesError: a map holds NaN or infinity.
+        MaskSizeError: a mask and its map differ in size.
+    """
+    normal = np.empty(sum(int(np.count_nonzero(~mask)) for mask in masks), np.float32)
+    connected, filled = [], 0
+    for index, (anomaly_map, mask) in enumerate(zip(maps, masks, strict=True)):
+        if anomaly_map.shape != mask.shape:
+            raise MaskSizeError(
+                f"anomaly map {index} is {format_size(anomaly_map.shape)}, but its mask {format_size(mask.shape)}"
+            )
+        if not np.isfinite(anomaly_map).all():
+            raise NonFiniteValuesError(f"anomaly map {index} holds NaN or infinity")
+        outside = anomaly_map.ravel()
+        if mask.any():
+            connected.append(_connected(anomaly_map, mask))
+            outside = anomaly_map[~mask]
+        normal[filled : filled + outside.size] = outside
+        filled += outside.size
+    normal.sort()
+    pairs = zip(maps, regions, strict=True) if regions else ()
+    saturated = [_saturated(anomaly_map, region) for anomaly_map, inside in pairs for region in inside]
+    return PixelPool(normal, RegionPixels.joined(connected), RegionPixels.joined(saturated))
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Anomalous pixels by descending value, and the normal ones that come with them.
+
+    Attributes:
+        order: (E,) indices that sort the pixels.
+        last: (K,) positions in ``order`` of the last pixel of each distinct value: equal values enter together.
+        values: (K,) the distinct values.
+        above, reached: (K,) number of normal pixels above each value; and above or equal.
+        normal: Q.
+    """
+
+    order: NDArray[np.int64]
+    last: NDArray[np.int64]
+    values: NDArray[np.float32]
+    above: NDArray[np.int64]
+    reached: NDArray[np.int64]
+    normal: int
+
+    @classmethod
+    def of(cls, values: NDArray[np.float32], normal: Sequence[NDArray[np.float32]]) -> Ranking:
+        """Of ``values`` (E,) against ``normal``, arrays sorted ascending."""
+        order = np.argsort(-values)
+        ranked = values[order]
+        last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)) if len(ranked) else np.empty(0, np.int64)
+        distinct = ranked[last]
+        count = sum(len(part) for part in normal)
+        above, reached = np.full(len(distinct), count), np.full(len(distinct), count)
+        for part in normal:
+            above -= np.searchsorted(part, distinct, side="right")
+            reached -= np.searchsorted(part, distinct, side="left")
+        return cls(order, last, distinct, above, reached, count)
+
+    def curve(self, height: NDArray[np.float64]) -> Curve:
+        """``height`` (K,) over the false-positive rate, from (0, 0) to (1, 1): flat up to the rate above each value,
+        then straight to the rate that has reached it: vertical unless normal pixels tie with it."""
+        before = np.concatenate(([0.0], height[:-1]))
+        rates = np.stack((self.above, self.reached), axis=1).ravel() / self.normal
+        heights = np.stack((before, height), axis=1).ravel()
+        return Curve(np.concatenate(([0.0], rates, [1.0])), np.concatenate(([0.0], heights, [1.0])))
+
+    def overlap(self, shares: NDArray[np.float64], regions: int) -> Curve:
+        """Mean overlap over ``regions``, of pixels whose ``shares`` (E,) come in the order of the values ranked."""
+        return self.curve(np.minimum(np.cumsum(shares[self.order] / regions)[self.last], 1.0))
+
+
+def _connected(anomaly_map: NDArray[np.float32], mask: NDArray[np.bool_]) -> RegionPixels:
+    """Each of n pixels completes its component by 1 / n."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=CONNECTIVITY)
+    sizes = stats[labels[mask], cv2.CC_STAT_AREA]
+    return RegionPixels(anomaly_map[mask], 1.0 / sizes, count - 1)  # label 0 is the background
+
+
+def _saturated(anomaly_map: NDArray[np.float32], region: Region) -> RegionPixels:
+    """The highest pixels complete it, by 1 / saturation each, the last by what is left. Ties may come in any order."""
+    values = np.sort(anomaly_map[region.mask])[::-1][: int(np.ceil(region.saturation_px))]
+    found = np.minimum(np.arange(1, len(values) + 1) / region.saturation_px, 1.0)
+    return RegionPixels(values, np.diff(found, prepend=0.0), 1)
