@@ -43,7 +43,7 @@ def claimed_pixels(content: bytes) -> int:
             )
             return max(_product(*image), _product(*tile))
     except (struct.error, IndexError) as error:
-        raise ValueError(f"its header is cut off: {error}") from error
+        raise ValueError("its header is cut off") from error
     raise ValueError("neither PNG, JPEG, BMP nor TIFF")
 
 

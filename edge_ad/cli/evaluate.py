@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from edge_ad import atomic
 from edge_ad.bundle.manifest import ScoreMerge
 from edge_ad.cli.options import (
     SizeType,
@@ -23,6 +26,9 @@ from edge_ad.cli.options import (
 )
 from edge_ad.imaging import Alpha, PixelFormat
 from edge_ad.tiling import Size
+
+if TYPE_CHECKING:
+    from edge_ad.methods.tile_model import Losses
 
 
 @click.command("evaluate")
@@ -46,7 +52,7 @@ from edge_ad.tiling import Size
     help="Of sets with defects_config.json.",
 )
 @click.option("--json", "json_path", type=click.Path(allow_dash=True), help="Write the figures here; - for stdout.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for JSON, markdown and curves.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for JSON, markdown, curves and losses.")
 @click.pass_obj
 def command(
     obj: dict[str, bool],
@@ -79,6 +85,7 @@ def command(
     from edge_ad.errors import EmptyDataError, InputError
     from edge_ad.evaluation.evaluate import evaluate
     from edge_ad.evaluation.report import to_json, to_markdown, write_report
+    from edge_ad.experiment.plots import losses_png
     from edge_ad.progress import terminal_progress
     from edge_ad.runtime.detector import load
     from edge_ad.training.detector import run_detector
@@ -88,6 +95,7 @@ def command(
     if not dataset.test:
         raise EmptyDataError(f"{data} has no test images in layout {layout!r}")
     defects_config = defects_config_of(dataset)
+    losses: dict[str, Sequence[Losses]] = {}
     if (model / "run.json").exists():
         if require_signature is not None:
             raise InputError(f"{model} is a run, and only bundles are signed; leave --require-signature out")
@@ -95,6 +103,8 @@ def command(
         if score_merge:
             run = replace(run, settings=replace(run.settings, score_merge=ScoreMerge(score_merge)))
         detector = run_detector(run, normalisation=run.normalisation())
+        locations = run.settings.setup.model_locations
+        losses = {location.name: found for location in locations if (found := run.losses(location))}
     else:
         detector = load(
             model, device, precision=precision, score_merge=score_merge, require_signature=require_signature
@@ -116,6 +126,8 @@ def command(
     title = f"{model.name} on {dataset.name}"
     if output is not None:
         write_report(output, evaluation, title, **about)
+        if losses:
+            atomic.write_bytes(output / "losses.png", losses_png(losses))
     if json_path is not None:
         write_json(json_path, to_json(evaluation, **about))
     if json_path != "-":

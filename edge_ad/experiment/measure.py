@@ -271,6 +271,7 @@ def _outcome(
             for sample, score, area in zip(samples, scores.tolist(), trained.defect_areas, strict=True)
         ),
         training_s=trained.training_s,
+        kept_step=_kept_step(trained.run),
         training_images=len(source.training),
         held_out_images=len(source.held_out),
         data_digest=source.digest,
@@ -284,6 +285,12 @@ def _outcome(
         benchmark=cost.benchmark,
         versions=cost.versions,
     )
+
+
+def _kept_step(run: RunFolder) -> float | None:
+    """Of the last stage of training, the mean over tile models."""
+    losses = [run.losses(location) for location in run.settings.setup.model_locations]
+    return float(np.mean([stages[-1].kept_step for stages in losses])) if all(losses) else None
 
 
 def _run_parameters(run: RunFolder) -> int:

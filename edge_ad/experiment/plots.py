@@ -1,9 +1,9 @@
-"""Two figures: image AUROC by size of the defect, and against latency."""
+"""Figures: image AUROC by size of the defect and against latency, and the losses of a training."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from edge_ad.experiment.means import Values, column_of
 from edge_ad.experiment.record import ImageScore, Outcome, Record
 from edge_ad.experiment.tables import first_merges, groups_of
 from edge_ad.experiment.tables import image_auroc as auroc_of
+from edge_ad.methods.tile_model import Losses
 
 # Upper limits of the bins, fractions of the image; the last bin is open
 AREA_LIMITS = (0.001, 0.003, 0.01, 0.03)
@@ -37,6 +38,34 @@ def plots(records: Sequence[Record]) -> dict[str, tuple[bytes, str]]:
             "Mean image AUROC against the benchmark's mean latency at batch 1.",
         )
     return figures
+
+
+def losses_png(losses: Mapping[str, Sequence[Losses]]) -> bytes:
+    """What trainings saw of their loss, tile model by tile model, stages one after the other; the kept steps as dots.
+
+    Args:
+        losses: stages by name of the tile model, at least one.
+    """
+    return _png(losses_figure(losses))
+
+
+def losses_figure(losses: Mapping[str, Sequence[Losses]]) -> Any:
+    """See `losses_png`."""
+    figure, axes = _figure((8, 4.4))
+    for number, (name, stages) in enumerate(losses.items()):
+        color, start = f"C{number % 10}", 0
+        for stage in stages:
+            steps = start + np.arange(1, len(stage.training) + 1)
+            axes.plot(steps, stage.training, color=color, linewidth=0.8, alpha=0.5, label=name)
+            if stage.validation:
+                at, values = np.array(stage.validation).T
+                axes.plot(start + at, values, color=color, linewidth=1.6)
+                axes.plot(start + stage.kept_step, values[list(at).index(stage.kept_step)], "o", color=color)
+            start += len(stage.training)
+    if min(value for stages in losses.values() for stage in stages for value in stage.training) > 0:
+        axes.set_yscale("log")
+    _style(axes, "training step", "loss; held-out images: thick, kept: dot")
+    return figure
 
 
 def auroc_by_area(images: Sequence[ImageScore]) -> list[tuple[float | None, int]]:

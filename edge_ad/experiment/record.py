@@ -83,6 +83,7 @@ class Outcome:
         aupro_by_defect: AUPRO of each kind of defect; None where there are no masks, and in lines of schema 1.
         spro: of regions that need not be found whole; None where the data set has none, and in lines of schema 1.
         images: every test image.
+        kept_step: step of training whose state was kept, mean over tile models; None without steps, and in older lines.
         training_s: seconds of fitting heads and thresholds, images decoded before; None where it was interrupted.
         training_images, held_out_images, data_digest, weights: what was trained on.
         parameters: numbers stored in extractor and heads.
@@ -116,6 +117,7 @@ class Outcome:
     evaluation_ms: float
     benchmark: Benchmark | None
     versions: dict[str, str]
+    kept_step: float | None = None
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,7 @@ def cost_table(records: Sequence[Record]) -> Table:
         "setup",
         "precision",
         "training s",
+        "kept step",
         "parameters M",
         "bundle MB",
         "scoring ms",
@@ -258,6 +259,7 @@ def flat(record: Record, kinds: Sequence[str] = ()) -> dict[str, object]:
     row |= {
         "lost_masks": outcome.lost_masks,
         "training_s": outcome.training_s,
+        "kept_step": outcome.kept_step,
         "parameters": outcome.parameters,
         "size_bytes": outcome.size_bytes,
         "evaluation_ms": outcome.evaluation_ms,
@@ -363,6 +365,7 @@ def _columns(records: Sequence[Record]) -> tuple[Column, ...]:
 def _costs(outcomes: Sequence[Outcome]) -> Iterator[str]:
     benchmarks = [outcome.benchmark for outcome in outcomes if outcome.benchmark]
     yield _mean([outcome.training_s for outcome in outcomes], 1, 1)
+    yield _mean([outcome.kept_step for outcome in outcomes], 1, 0)
     yield _mean([outcome.parameters for outcome in outcomes], 1e-6, 2)
     yield _mean([outcome.size_bytes for outcome in outcomes], 1e-6, 1)
     yield _mean([outcome.evaluation_ms for outcome in outcomes], 1, 1)

@@ -41,11 +41,10 @@ def make_manifest(
 ):
     setup = make_setup("ens9", image_size=(34, 38), tile_size=TILE, sharing=sharing)  # 2 x 2 tiles
     setup = replace(setup, global_model=global_model)
-    entry = FileEntry("graphs/x.onnx", "0" * 64, HEAD_BYTES)
-    graphs = [
-        Graph(Role.HEAD, tuple(location), Precision.FP16, (entry,), True, 11, HEAD_FLOPS)
-        for location in setup.model_locations
-    ]
+    graphs = []
+    for location in setup.model_locations:
+        entry = FileEntry(f"graphs/{location.name}.onnx", "0" * 64, HEAD_BYTES)
+        graphs.append(Graph(Role.HEAD, tuple(location), Precision.FP16, (entry,), True, 11, HEAD_FLOPS))
     if shared:
         files = (FileEntry("graphs/shared.onnx", "0" * 64, SHARED_BYTES),)
         graphs.insert(0, Graph(Role.SHARED, None, precision, files, False, 1300, SHARED_FLOPS))

@@ -23,7 +23,7 @@ def bundle(tmp_path, monkeypatch):
     write_manifest(folder, make_manifest())
     detectors = []
 
-    def load(path, device, *, precision, threads, batch_size=1):
+    def load(path, device, *, precision, threads, batch_size=1, require_signature=None):
         assert path == folder
         detectors.append((make_detector(make_manifest(), batch_size), device, str(precision), threads))
         return detectors[-1][0]

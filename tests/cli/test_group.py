@@ -162,7 +162,9 @@ def test_a_broken_tiff_is_one_line_although_opencv_has_more_to_say(tmp_path):
     )
     out, err = process.communicate()
     assert (process.returncode, out) == (2, "")
-    assert re.fullmatch(r"error: \S+a\.tif: not a readable image; remove it or save it again\n", err)
+    assert re.fullmatch(
+        r"error: \S+a\.tif: not a readable image \(its header is cut off\); remove it or save it again\n", err
+    )
 
 
 def _edge_ad(*arguments, stdout):

@@ -240,7 +240,7 @@ def test_tables_and_columns_by_kind_are_there_where_kinds_are(by_kind: list[Reco
 def test_costs_are_means_in_their_units():
     made = [
         record(outcome(training_s=10.0), seed=0),
-        record(outcome(training_s=20.0), seed=1),
+        record(outcome(training_s=20.0, kept_step=60.0), seed=1),
         record(outcome(training_s=None), seed=2),
         record(bundle_outcome(), seed=0, precision=Variant.INT8),
         record(bundle_outcome(benchmark=None, size_bytes=13_000_000), seed=1, precision=Variant.INT8),
@@ -248,8 +248,8 @@ def test_costs_are_means_in_their_units():
     made += [record(each.outcome, seed=9, score_merge=ScoreMerge.MAX) for each in made]  # no rows of their own
     table = cost_table(made)
     torch, int8 = table.rows
-    assert torch == ("resnet18", "padim", "sm256", "torch", "15.0", "3.00", "-", "40.0", "-", "-", "-", "-")
-    assert int8[6:] == ("12.0", "40.0", "8.50", "1.050", "120.0", "150")
+    assert torch == ("resnet18", "padim", "sm256", "torch", "15.0", "60", "3.00", "-", "40.0", "-", "-", "-", "-")
+    assert int8[7:] == ("12.0", "40.0", "8.50", "1.050", "120.0", "150")
     assert int8[3] == "int8"
 
 
