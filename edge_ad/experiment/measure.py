@@ -169,7 +169,8 @@ def _measure(trained: Trained, variant: Variant, threads: int | None, progress: 
     """An outcome per score merge."""
     cell = trained.cell
     if variant.precision is None:
-        with run_detector(trained.run, batch_size=TORCH_BATCH) as detector:
+        norm = trained.run.normalisation()  # of it only what a global model is fused by counts here
+        with run_detector(trained.run, normalisation=norm, batch_size=TORCH_BATCH) as detector:
             cost = _Cost(_run_parameters(trained.run), detector.manifest.provenance.versions)
             return _outcomes(trained, detector, cost, progress)
     bundle = trained.workspace / f"{variant}.edgead"

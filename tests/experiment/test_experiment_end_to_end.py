@@ -190,3 +190,14 @@ def test_a_precision_that_fails_leaves_the_others(data: Path, tmp_path: Path, mo
 def test_a_benchmark_that_fails_says_what_the_process_said(tmp_path: Path):
     with pytest.raises(EdgeAdError, match=r"exit code 2 and said: error: .*nowhere"):
         run_benchmark_process(tmp_path / "nowhere", BenchmarkEntry(1, 1), "CPU", ExecutionPrecision.AUTO)
+
+
+def test_a_global_model_is_fused_as_trained_and_as_exported(data: Path, tmp_path: Path) -> None:
+    setup = {"name": "four+global", "image_size": list(SIZE), "tile_size": [32, 32], "global_model": True}
+    changes: dict[str, Any] = {"score_merges": ["mean"], "benchmark": None, "setups": [setup]}
+    config = make_config(data, **changes)
+    run_jobs(make_plan(config, tmp_path).jobs, tmp_path)
+    trained, exported = (outcome(record) for record in make_plan(config, tmp_path).records)
+    scores, same = (np.array([image.score for image in each.images]) for each in (trained, exported))
+    # Fused scores lie around 0.5, those of the tiles alone do not; fp16 moves them a little
+    np.testing.assert_allclose(scores, same, atol=0.05 * np.ptp(scores))
