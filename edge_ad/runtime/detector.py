@@ -26,6 +26,7 @@ from edge_ad.errors import (
     DetectorClosedError,
     ForkedError,
     FrameError,
+    InferenceError,
     InputError,
     NonFiniteOutputError,
 )
@@ -395,7 +396,14 @@ class Detector:
         if self.shared and not self._windows:
             feeds = {**feeds, **self.shared.run(feeds)}
         outputs = head.run({name: feeds[name] for name in head.inputs})
-        return head.fetch(outputs["pred_score"]), head.fetch(outputs["anomaly_map"])[:, 0]
+        scores, maps = head.fetch(outputs["pred_score"]), head.fetch(outputs["anomaly_map"])
+        # Engines take shapes from constants while they run: those of the compiled graph are no promise
+        if scores.shape != (self.batch_size,) or maps.shape != (self.batch_size, 1, *self.grid.tile_size):
+            raise InferenceError(
+                f"tile {location.name}: the model gave scores {scores.shape} and maps {maps.shape} on {head.device}, "
+                "which are not its graph's; the bundle is damaged: export it again"
+            )
+        return scores, maps[:, 0]
 
     def _check_finite(self, values: NDArray[np.float32], *tiles: Location) -> None:
         """Raise `NonFiniteOutputError` for the model of ``tiles`` unless ``values`` are finite numbers."""

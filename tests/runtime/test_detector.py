@@ -479,3 +479,18 @@ def test_constants_differ_by_location() -> None:
     """Otherwise a head in the wrong place would go unseen in all of the above."""
     constants = {head_constants(location) for location in tiny_setup().model_locations}
     assert len(constants) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("pred_score", (29,)), ("pred_score", (1, 1)), ("anomaly_map", (1, 1, 1, 1))]
+)
+def test_outputs_of_other_shapes_than_the_graphs_are_refused(
+    name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a bundle with changed constants did: engines compute some shapes while they run."""
+    detector = fake_detector(tiny_manifest())
+    head = detector.heads[detector.grid.locations[1]]
+    honest = head.run
+    monkeypatch.setattr(head, "run", lambda feeds: {**honest(feeds), name: np.zeros(shape, np.float32)})
+    with pytest.raises(InferenceError, match=r"tile r00_c01: the model gave scores .* the bundle is damaged"):
+        detector.raw(some_image(detector.manifest.setup)[None])
