@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -186,7 +187,8 @@ def test_the_standby_takes_over(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["frame_id"] for line in lines] == list(range(FRAMES))
     assert (lines[0]["fault"], lines[-1]["fault"]) == (None, "inference")
-    assert len([line for line in caplog.messages if line.startswith("inference (fall_back): frame 1: ")]) == 1
+    # Inference runs ahead of the reader: by how many frames when the device goes is chance
+    assert len([line for line in caplog.messages if re.match(r"inference \(fall_back\): frame [1-4]: ", line)]) == 1
 
 
 def test_a_frame_without_a_verdict(sample: ModuleType, tiny_bundle: Write) -> None:
