@@ -27,7 +27,6 @@ import dataclasses
 import os
 import re
 import tomllib
-import typing
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -42,7 +41,7 @@ from edge_ad.evaluation.spro import SPRO_LIMIT
 from edge_ad.evaluation.thresholds import DEFAULT_RULE, Statistic, ThresholdRule
 from edge_ad.methods import METHODS
 from edge_ad.methods.backbone import DEFAULT_BACKBONE
-from edge_ad.records import from_plain, to_plain
+from edge_ad.records import from_plain
 from edge_ad.runtime.session import ExecutionPrecision
 from edge_ad.setups import SETUPS, ExtractorScope, Setup, Sharing
 from edge_ad.tiling import Size
@@ -185,7 +184,7 @@ def parse_config(table: dict[str, Any]) -> Config:
     setups = table.get("setups", [])
     if isinstance(setups, list):
         table = {**table, "setups": [_named_setup(item) if isinstance(item, str) else item for item in setups]}
-    config: Config = from_plain(Config, _filled(Config, table), "experiment", ConfigError)
+    config: Config = from_plain(Config, table, "experiment", ConfigError)
     _check(config)
     return config
 
@@ -214,32 +213,6 @@ def _named_setup(name: str) -> dict[str, Any]:
         "global_model": setup.global_model,
         "extractor_scope": str(setup.extractor_scope),
     }
-
-
-def _filled(kind: Any, table: Any) -> Any:
-    """``table`` with the defaults of the dataclass ``kind`` for keys that are not in it, in nested tables as well."""
-    if not isinstance(table, dict):
-        return table  # refused later, with its path
-    types = typing.get_type_hints(kind)
-    filled = dict(table)
-    for field in dataclasses.fields(kind):
-        if field.name in table:
-            inner = _dataclass_in(types[field.name])
-            value = table[field.name]
-            if inner is not None:
-                filled[field.name] = (
-                    [_filled(inner, item) for item in value] if isinstance(value, list) else _filled(inner, value)
-                )
-        elif field.default is not dataclasses.MISSING:
-            filled[field.name] = to_plain(field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            filled[field.name] = field.default_factory()
-    return filled
-
-
-def _dataclass_in(kind: Any) -> Any:
-    """The dataclass in ``X``, ``X | None`` or ``tuple[X, ...]``; None where there is none."""
-    return next((item for item in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(item)), None)
 
 
 def _check(config: Config) -> None:

@@ -100,12 +100,13 @@ class Detector:
         self.batch_size = batch_size
         self.shared = shared
         self.heads = dict(zip(setup.model_locations, heads, strict=True))
-        once = shared is not None and setup.extractor_scope is ExtractorScope.IMAGE
-        self._windows = FeatureWindows(self.grid, shared.outputs, batch_size) if shared is not None and once else None
+        sees_image = setup.extractor_scope is ExtractorScope.IMAGE
+        self._windows = FeatureWindows(self.grid, shared.outputs, batch_size) if shared and sees_image else None
         check_graphs(shared, self.heads, setup, self._windows)
         self._cuts_tiles = self._windows is None or any("image" in head.inputs for head in heads)
         self._tile = np.zeros((batch_size, *self.grid.tile_size, 3), np.uint8)
-        self._padded = np.zeros((batch_size, *self.grid.padded_size, 3), np.uint8)
+        if self._windows:
+            self._padded = np.zeros((batch_size, *self.grid.padded_size, 3), np.uint8)
         self._scaled = np.zeros((batch_size, *self.grid.tile_size), np.float32)
         self._tile_scores = np.zeros((batch_size, len(self.grid)), np.float32)
         self._merger = MapMerger(self.grid, (batch_size,))
