@@ -176,8 +176,13 @@ def deflate(covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
     Exact where the covariance has at most ``rank`` eigenvalues above its smallest.
     """
-    values, vectors = torch.linalg.eigh(covariance.float())  # ascending
-    values = values.clamp(min=0) + REGULARISATION
+    # Regularised before: MKL's float32 solver gave up on a real covariance of 52 dead channels among 100.
+    regularised = covariance + REGULARISATION * torch.eye(covariance.shape[-1]).to(covariance)
+    try:
+        values, vectors = torch.linalg.eigh(regularised.float())  # ascending
+    except torch.linalg.LinAlgError:
+        values, vectors = (part.float() for part in torch.linalg.eigh(regularised.double()))
+    values = values.clamp(min=REGULARISATION)
     rest = values[:, :-rank].mean(1)
     scale = (1 - rest[:, None] / values[:, -rank:]).clamp(min=0).sqrt()
     return rest.rsqrt(), scale[:, :, None] * vectors[:, :, -rank:].transpose(1, 2)

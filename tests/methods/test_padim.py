@@ -71,6 +71,23 @@ def test_deflation_is_exact(samples, rank):
     np.testing.assert_allclose(inverse, np.linalg.inv(covariance + REGULARISATION * np.eye(13)), atol=2e-3)
 
 
+def test_a_covariance_that_the_float32_solver_gives_up_on_goes_to_float64(monkeypatch):
+    covariance = torch.from_numpy(np.cov(np.random.default_rng(0).normal(size=(13, 9))))[None]
+    covariance[:, 4:] = covariance[..., 4:] = 0  # dead channels
+    expected, eigh = deflate(covariance, 4), torch.linalg.eigh
+
+    def give_up(values):
+        if values.dtype is torch.float32:
+            raise torch.linalg.LinAlgError("failed to converge")
+        return eigh(values)
+
+    monkeypatch.setattr(torch.linalg, "eigh", give_up)
+    gain, directions = deflate(covariance, 4)
+    assert gain.dtype is directions.dtype is torch.float32
+    torch.testing.assert_close(gain, expected[0])
+    torch.testing.assert_close(directions.mT @ directions, expected[1].mT @ expected[1], atol=1e-5, rtol=0)
+
+
 def test_a_lower_rank_levels_the_smallest_eigenvalues():
     rng = np.random.default_rng(0)
     covariance = np.cov(rng.normal(size=(13, 40)))
