@@ -21,6 +21,7 @@ class FakeSession:
 
     device = "CPU"
     precision = "f32"
+    aside = False
 
     def __init__(self, tile_size: Size, location: Location | None, batch_size: int = 1) -> None:
         image = TensorSpec("image", (batch_size, *tile_size, 3), "uint8")

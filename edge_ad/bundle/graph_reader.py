@@ -16,13 +16,16 @@ class GraphReader:
     """Reads graphs of the bundle at ``root``, ahead of those who ask for them in the manifest's order.
 
     Once closed it still reads, but nothing ahead.
+
+    Args:
+        ahead: read ahead; costs the memory of a second graph.
     """
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    def __init__(self, root: Path, manifest: Manifest, *, ahead: bool = True) -> None:
         self._root = root
         self._format = manifest.format
         self._graphs = (*([manifest.shared] if manifest.shared else []), *manifest.heads)
-        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(1, "edge-ad-reader")
+        self._pool = ThreadPoolExecutor(1, "edge-ad-reader") if ahead else None
         self._ahead: tuple[Graph, Future[GraphFiles]] | None = None
 
     def read(self, graph: Graph) -> GraphFiles:

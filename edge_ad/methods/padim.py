@@ -180,7 +180,7 @@ def deflate(covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     regularised = covariance + REGULARISATION * torch.eye(covariance.shape[-1]).to(covariance)
     try:
         values, vectors = torch.linalg.eigh(regularised.float())  # ascending
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined] # torch's stubs forget it
         values, vectors = (part.float() for part in torch.linalg.eigh(regularised.double()))
     values = values.clamp(min=REGULARISATION)
     rest = values[:, :-rank].mean(1)

@@ -479,9 +479,9 @@ def load(
         score_merge: ``"mean"`` or ``"max"`` in place of the bundle's own, for which the thresholds were fitted.
         require_signature: file of the Ed25519 public key (PEM) by which the bundle must be signed (``edge-ad sign``).
         self_test: run the golden images first, and compare their scores with the exporter's: see `verify_bundle`.
-        memory_budget: bytes, or a size such as ``"300MB"``, for extractor and heads: heads that do not fit are opened
-            when their turn comes, the next one ahead, which costs time (see `edge_ad.runtime.residency`). All heads
-            stay loaded where None.
+        memory_budget: bytes, or a size such as ``"300MB"``, for extractor and heads: heads that do not fit are read
+            from a file in ``cache_dir``, or opened when their turn comes, see `edge_ad.runtime.residency`. All stay
+            loaded where None.
 
     Raises:
         BundleError: the bundle is not whole or was changed; or not signed as required; see `read_bundle` for its kinds.
@@ -532,9 +532,9 @@ def open_detector(
 
     A graph is read into memory, compared with its hash and compiled from there; the next one is read meanwhile.
     """
-    reader = GraphReader(path, manifest)
+    reader = GraphReader(path, manifest, ahead=memory_budget is None)
 
-    def session(graph: Graph) -> Session:
+    def session(graph: Graph, like: Session | None = None, aside: bool = False) -> Session:
         keep_f32 = graph.keep_f32 and precision is ExecutionPrecision.AUTO
         return open_session(
             reader.read(graph),
@@ -544,14 +544,24 @@ def open_detector(
             batch_size=batch_size,
             threads=threads,
             cache_dir=cache_dir,
+            like=like,
+            aside=aside,
         )
+
+    first: Session | None = None
+
+    def head_session(graph: Graph, aside: bool) -> Session:
+        nonlocal first
+        opened = session(graph, first, aside)
+        first = first or opened
+        return opened
 
     takers = [] if memory_budget is None else turn_takers(manifest.shared, manifest.heads, parse_bytes(memory_budget))
     with reader, ExitStack() as opened:  # closes what was opened where a later graph cannot be
         shared = session(manifest.shared) if manifest.shared else None
         if shared:
             opened.callback(shared.close)
-        heads = open_in_turns([partial(session, graph) for graph in manifest.heads], takers)
+        heads = open_in_turns([partial(head_session, graph) for graph in manifest.heads], takers)
         for head in heads:
             opened.callback(head.close)
         detector = Detector(manifest, shared, heads, batch_size=batch_size)

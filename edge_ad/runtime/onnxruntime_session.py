@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edge_ad.bundle.graph_files import GraphFiles
 from edge_ad.errors import DeviceFallbackError, GraphFormatError, InferenceError, InputError, UnsupportedPrecisionError
 from edge_ad.runtime.devices import DeviceInfo, not_found
-from edge_ad.runtime.session import ExecutionPrecision, Handle, TensorSpec
+from edge_ad.runtime.session import ExecutionPrecision, Handle, Session, TensorSpec
 
 ENGINE = "ONNX Runtime"
 ELEMENTS_MAX = 2**31  # of one tensor: outputs are allocated before the graph runs
@@ -48,6 +48,7 @@ class OnnxruntimeSession:
     """
 
     precision = "f32"  # the arithmetic of our graphs, also where their weights are stored in half precision
+    aside = False
 
     def __init__(self, session: ort.InferenceSession, device: str, batch_size: int) -> None:
         kind, _, index = device.partition(":")
@@ -95,8 +96,10 @@ def open_graph(
     batch_size: int,
     threads: int | None,
     cache_dir: Path | None,
+    like: Session | None,
+    aside: bool,
 ) -> OnnxruntimeSession:
-    """See `edge_ad.runtime.sessions.open_session`."""
+    """See `edge_ad.runtime.sessions.open_session`. Every graph is compiled for itself, whatever it is ``like``."""
     provider, settings = _provider(device)
     if precision not in (ExecutionPrecision.AUTO, ExecutionPrecision.F32):
         raise UnsupportedPrecisionError(

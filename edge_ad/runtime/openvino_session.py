@@ -1,8 +1,9 @@
-"""Sessions on OpenVINO: Intel CPU, GPU and NPU. The only module that imports it."""
+"""Sessions on OpenVINO: Intel CPU, GPU and NPU. With `openvino_program` the only module that imports it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from edge_ad.bundle.graph_files import GraphFiles
 from edge_ad.errors import InferenceError, InputError, UnsupportedPrecisionError
 from edge_ad.runtime.devices import DeviceInfo, not_found, split_device
-from edge_ad.runtime.session import ExecutionPrecision, Handle, TensorSpec
+from edge_ad.runtime.openvino_program import Constants, Program, make_program
+from edge_ad.runtime.session import ExecutionPrecision, Handle, Session, TensorSpec
 
 ENGINE = "OpenVINO"
 _PRECISIONS = {"FP32": "f32", "BF16": "bf16", "FP16": "f16"}  # OpenVINO's capability names
@@ -34,6 +36,24 @@ def devices() -> list[DeviceInfo]:
     ]
 
 
+@dataclass(frozen=True)
+class Target:
+    """What a graph is compiled for; ``config`` is OpenVINO's."""
+
+    device: str
+    batch_size: int
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A compiled program, which other graphs may share."""
+
+    program: Program
+    compiled: ov.CompiledModel
+    target: Target
+
+
 class OpenvinoSession:
     """One IR, compiled for one device and one batch size. See `edge_ad.runtime.session.Session`.
 
@@ -42,15 +62,30 @@ class OpenvinoSession:
     Args:
         compiled: the graph.
         weights: its constants, which are kept: some devices compute with them where they lie.
+        shared: of a program.
+        constants: what this graph brings to it.
     """
 
-    def __init__(self, compiled: ov.CompiledModel, weights: ov.Tensor) -> None:
+    def __init__(
+        self,
+        compiled: ov.CompiledModel,
+        weights: ov.Tensor | None = None,
+        shared: Shared | None = None,
+        constants: Constants | None = None,
+    ) -> None:
+        brought = constants.tensors if constants else {}
         self.device = ",".join(compiled.get_property("EXECUTION_DEVICES"))
         self.precision = _executed_precision(compiled)
-        self.inputs: Mapping[str, TensorSpec] = {port.any_name: _spec(port) for port in compiled.inputs}
+        self.aside = constants is not None and constants.mapping is not None
+        ports = {port.any_name: _spec(port) for port in compiled.inputs}
+        self.inputs: Mapping[str, TensorSpec] = {name: spec for name, spec in ports.items() if name not in brought}
         self.outputs: Mapping[str, TensorSpec] = {port.any_name: _spec(port) for port in compiled.outputs}
+        self.shared = shared
+        self._constants = constants
         self._request: ov.InferRequest | None = compiled.create_infer_request()
-        self._weights: ov.Tensor | None = weights
+        self._weights = weights
+        for name, tensor in brought.items():
+            self._request.set_tensor(name, tensor)
 
     def run(self, feeds: Mapping[str, NDArray[Any] | Handle]) -> Mapping[str, Handle]:
         """See `Session.run`. Arrays must be writable: OpenVINO does not wrap others without a copy."""
@@ -63,6 +98,8 @@ class OpenvinoSession:
                 tensor = ov.Tensor(value, shared_memory=True) if isinstance(value, np.ndarray) else value
                 request.set_tensor(name, tensor)
             request.infer()
+            if self._constants:
+                self._constants.forget()
             return {name: request.get_tensor(name) for name in self.outputs}
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
             raise InferenceError(f"OpenVINO failed on {self.device}: {_gist(error)}") from error
@@ -74,7 +111,7 @@ class OpenvinoSession:
 
     def close(self) -> None:
         """See `Session.close`."""
-        self._request = self._weights = None
+        self._request = self._weights = self._constants = self.shared = None
 
 
 def open_graph(
@@ -85,6 +122,8 @@ def open_graph(
     batch_size: int,
     threads: int | None,
     cache_dir: Path | None,
+    like: Session | None,
+    aside: bool,
 ) -> OpenvinoSession:
     """See `edge_ad.runtime.sessions.open_session`."""
     parts = _check_device(device)
@@ -98,11 +137,9 @@ def open_graph(
         config["INFERENCE_NUM_THREADS"] = threads
     if cache_dir is not None:
         config["CACHE_DIR"] = str(cache_dir)
+    target = Target(device, batch_size, config)
     try:
-        weights = ov.Tensor(graph.weights, shared_memory=True)
-        model = core().read_model(graph.model, weights)
-        model.reshape({port.any_name: _with_batch(port.partial_shape, batch_size) for port in model.inputs})
-        session = OpenvinoSession(core().compile_model(model, device, config), weights)
+        session = _join(graph, like, target, aside, cache_dir) or _compile(graph, target, aside, cache_dir)
     except RuntimeError as error:
         raise InferenceError(f"OpenVINO cannot load {graph.name} on {device}: {_gist(error)}") from error
     if precision is not ExecutionPrecision.AUTO and session.precision != precision:
@@ -111,6 +148,33 @@ def open_graph(
             "ask for that or for auto"
         )
     return session
+
+
+def _join(
+    graph: GraphFiles, like: Session | None, target: Target, aside: bool, folder: Path | None
+) -> OpenvinoSession | None:
+    """``graph`` on the compiled program of ``like``, or None where it needs one of its own."""
+    shared = like.shared if isinstance(like, OpenvinoSession) else None
+    if shared is None or shared.target != target:
+        return None
+    constants = shared.program.constants_of(graph, aside=aside, folder=folder)
+    return OpenvinoSession(shared.compiled, None, shared, constants) if constants else None
+
+
+def _compile(graph: GraphFiles, target: Target, aside: bool, folder: Path | None) -> OpenvinoSession:
+    weights = ov.Tensor(graph.weights, shared_memory=True)
+    model = core().read_model(graph.model, weights)
+    batched = {port.any_name: _with_batch(port.partial_shape, target.batch_size) for port in model.inputs}
+    program = None
+    if target.device == "CPU":  # others would copy what is brought to the device at every inference
+        precision = target.config.get("INFERENCE_PRECISION_HINT") or _supported_precisions("CPU")[0]
+        program = make_program(core(), graph, model, precision)
+    model.reshape(batched)
+    compiled = core().compile_model(model, target.device, dict(target.config))
+    if program is None:
+        return OpenvinoSession(compiled, weights)
+    constants = program.constants_of(graph, aside=aside, folder=folder)
+    return OpenvinoSession(compiled, None, Shared(program, compiled, target), constants)
 
 
 def _check_device(device: str) -> tuple[str, ...]:

@@ -1,4 +1,8 @@
-"""Heads in less memory than they need together: as many as fit stay loaded, the others take turns."""
+"""Heads in less memory than they need together: as many as fit stay loaded, the others take turns.
+
+Where constants can lie in a file (`Session.aside`) heads stay opened and read theirs from there; other heads are
+compiled anew for every turn.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
@@ -17,6 +22,7 @@ from edge_ad.runtime.session import Handle, Session
 # Bytes needed per byte of a graph's files, while it is compiled too. Measured on an int8 PaDiM ensemble in bf16: 2.2
 # loaded, 3.4 with what compiling takes for a moment (benchmarks/robustness/budget.py).
 LOADED_PER_STORED = 4
+Opener = Callable[[bool], Session]  # told whether to keep constants aside
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -121,6 +127,7 @@ class SlotSession:
     def __init__(self, slot: Slot, index: int, like: Session) -> None:
         self.device, self.precision = like.device, like.precision
         self.inputs, self.outputs = like.inputs, like.outputs
+        self.aside = False
         self._slot = slot
         self._index = index
         like.close()
@@ -138,14 +145,18 @@ class SlotSession:
         self._slot.close()
 
 
-def open_in_turns(openers: Sequence[Callable[[], Session]], takers: Sequence[int]) -> list[Session]:
-    """A session per opener; those of ``takers`` share a slot. Each is opened once now, to fail now where it must."""
-    slot = Slot([openers[index] for index in takers])
+def open_in_turns(openers: Sequence[Opener], takers: Sequence[int]) -> list[Session]:
+    """A session per opener; those of ``takers`` keep their constants aside, or else share a slot.
+
+    Each is opened once now, to fail now where it must.
+    """
+    slot = Slot([partial(openers[index], True) for index in takers])
     sessions: list[Session] = []
     try:
         for index, opener in enumerate(openers):
-            session = opener()
-            sessions.append(SlotSession(slot, takers.index(index), session) if index in takers else session)
+            session = opener(index in takers)
+            in_turn = index in takers and not session.aside
+            sessions.append(SlotSession(slot, takers.index(index), session) if in_turn else session)
     except BaseException:
         for session in sessions:
             session.close()

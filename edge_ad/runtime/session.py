@@ -42,12 +42,14 @@ class Session(Protocol):
         device: what it runs on, as the engine reports it ("CPU", "GPU.0", "CUDA:0").
         precision: what the float parts run in, as the engine reports it ("f32", "bf16", "f16").
         inputs, outputs: the graph's tensors by name, with the batch size compiled for.
+        aside: its constants lie in a file and are read from there while it runs: it takes next to no memory.
     """
 
     device: str
     precision: str
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
+    aside: bool
 
     def run(self, feeds: Mapping[str, NDArray[Any] | Handle]) -> Mapping[str, Handle]:
         """Run once.

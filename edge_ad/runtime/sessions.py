@@ -51,6 +51,8 @@ def open_session(
     batch_size: int = 1,
     threads: int | None = None,
     cache_dir: Path | None = None,
+    like: Session | None = None,
+    aside: bool = False,
 ) -> Session:
     """One graph, compiled for one device and one batch size.
 
@@ -63,6 +65,10 @@ def open_session(
         threads: of inference on the CPU; the engine's choice where None.
         cache_dir: where OpenVINO keeps compiled graphs, so that the next start is quick (GPU, NPU). What
             lies there runs unchecked: let nobody write to it who may not write to this program.
+        like: a session of a graph that may differ from this one in constants alone, such as another head: where they
+            can share a compiled graph, they do.
+        aside: keep constants in a file without a name in ``cache_dir`` (else the system's folder for temporary files)
+            instead of memory, where the graph is one that can be shared: see `Session.aside`.
 
     Raises:
         EngineMissingError: the format's engine is not installed.
@@ -71,6 +77,7 @@ def open_session(
         GraphFormatError: the graph is of another format, or needs other files.
         InputError: an argument is out of range, or the engine has no such thing.
         InferenceError: the graph could not be read or compiled.
+        OutputWriteError: no room for what is to be kept aside.
     """
     for name, value in (("batch_size", batch_size), ("threads", threads)):
         if value is not None and value < 1:
@@ -78,6 +85,13 @@ def open_session(
     engine = import_engine(graph_format)
     files = graph if isinstance(graph, GraphFiles) else GraphFiles.read(Path(graph), graph_format)
     session: Session = engine.open_graph(
-        files, device, precision=precision, batch_size=batch_size, threads=threads, cache_dir=cache_dir
+        files,
+        device,
+        precision=precision,
+        batch_size=batch_size,
+        threads=threads,
+        cache_dir=cache_dir,
+        like=like,
+        aside=aside,
     )
     return session

@@ -26,6 +26,7 @@ class TorchSession:
 
     device = "CPU"
     precision = "f32"
+    aside = False
 
     def __init__(self, module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
         self.module = module

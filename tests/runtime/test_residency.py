@@ -18,8 +18,7 @@ from edge_ad.bundle.files import read_bundle
 from edge_ad.bundle.manifest import FileEntry, Format, Graph, Precision, Role
 from edge_ad.errors import InferenceError, InputError
 from edge_ad.runtime.detector import Detector
-from edge_ad.runtime.residency import LOADED_PER_STORED, loaded_bytes, open_in_turns, parse_bytes, turn_takers
-from edge_ad.runtime.session import Session
+from edge_ad.runtime.residency import LOADED_PER_STORED, Opener, loaded_bytes, open_in_turns, parse_bytes, turn_takers
 
 Write = Callable[..., Path]
 
@@ -69,8 +68,8 @@ class _Shelf:
         self.broken: set[int] = set()
         self.lock = threading.Lock()
 
-    def openers(self) -> list[Callable[[], Session]]:
-        return [lambda index=index: self._open(index) for index in range(4)]  # type: ignore[misc]
+    def openers(self) -> list[Opener]:
+        return [lambda aside, index=index: self._open(index) for index in range(4)]  # type: ignore[misc]
 
     def _open(self, index: int) -> FakeSession:
         with self.lock:
