@@ -1,12 +1,16 @@
-"""A benchmark report as text for a terminal, as Markdown, and as one HTML page. All three show the same tables."""
+"""Benchmarks as text for a terminal, as Markdown, and a report as one HTML page too. All show the same tables."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from edge_ad import page
+from edge_ad.benchmarks.change import changes, doubts
+from edge_ad.benchmarks.comparison import Comparison
+from edge_ad.benchmarks.ratio import CONFIDENCE, Ratio
 from edge_ad.benchmarks.report import BenchmarkReport
 from edge_ad.benchmarks.timing import Timing
 
@@ -23,21 +27,36 @@ class Table(NamedTuple):
 
 def to_text(report: BenchmarkReport) -> str:
     """Aligned columns for a terminal."""
-    blocks = [report.definition + ".", *(_text_table(table) for table in tables(report))]
-    blocks += ["\n".join(f"warning: {text}" for text in report.warnings)] if report.warnings else []
-    return "\n\n".join(blocks) + "\n"
+    return _to_text(report.definition + ".", tables(report), report.warnings)
 
 
 def to_markdown(report: BenchmarkReport) -> str:
     """GitHub-flavoured Markdown."""
-    blocks = [f"# Benchmark of {report.config.bundle}", report.definition + "."]
-    for table in tables(report):
-        rules = ["---", *("---:" for _ in table.headers[1:])]
-        lines = [f"| {' | '.join(cells)} |" for cells in (table.headers, rules, *table.rows)]
-        blocks += [f"## {table.title}", "\n".join(lines)]
-    if report.warnings:
-        blocks += ["## Warnings", "\n".join(f"- {text}" for text in report.warnings)]
-    return "\n\n".join(blocks) + "\n"
+    return _to_markdown(
+        f"Benchmark of {report.config.bundle}", report.definition + ".", tables(report), report.warnings
+    )
+
+
+def comparison_to_text(comparison: Comparison) -> str:
+    """Aligned columns for a terminal."""
+    return _to_text(_interleaved(comparison), [_comparison(comparison)], comparison.warnings)
+
+
+def comparison_to_markdown(comparison: Comparison) -> str:
+    """GitHub-flavoured Markdown."""
+    return _to_markdown(
+        "Comparison of bundles", _interleaved(comparison), [_comparison(comparison)], comparison.warnings
+    )
+
+
+def changes_to_text(old: BenchmarkReport, new: BenchmarkReport) -> str:
+    """What changed between two reports, for a terminal."""
+    rows = tuple(
+        (f"{each.figure}, {each.unit}", f"{each.old:.3f}", f"{each.new:.3f}", _ratio(each.ratio))
+        for each in changes(old, new)
+    )
+    head = f"{new.config.bundle} against {old.config.bundle}; ratios are new over old, with {CONFIDENCE:.0%} intervals."
+    return _to_text(head, [Table("Change", ("figure", "old", "new", "ratio"), rows)], doubts(old, new))
 
 
 def to_html(report: BenchmarkReport) -> str:
@@ -64,6 +83,43 @@ def tables(report: BenchmarkReport) -> tuple[Table, ...]:
         Table("Bundle", ("fact", "value"), _bundle(report)),
         Table("Environment", ("fact", "value"), _environment(report)),
     )
+
+
+def _to_text(head: str, shown: Sequence[Table], warnings: Sequence[str]) -> str:
+    blocks = [head, *(_text_table(table) for table in shown)]
+    blocks += ["\n".join(f"warning: {text}" for text in warnings)] if warnings else []
+    return "\n\n".join(blocks) + "\n"
+
+
+def _to_markdown(title: str, head: str, shown: Sequence[Table], warnings: Sequence[str]) -> str:
+    blocks = [f"# {title}", head]
+    for table in shown:
+        rules = ["---", *("---:" for _ in table.headers[1:])]
+        lines = [f"| {' | '.join(cells)} |" for cells in (table.headers, rules, *table.rows)]
+        blocks += [f"## {table.title}", "\n".join(lines)]
+    if warnings:
+        blocks += ["## Warnings", "\n".join(f"- {text}" for text in warnings)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _interleaved(comparison: Comparison) -> str:
+    count = next(iter(comparison.timings.values())).count
+    return (
+        f"Batch 1, {comparison.warmup} warm-up rounds, {count} timed ones; in each round every bundle runs once, from "
+        "the image in host memory to the anomaly map as a numpy array. Ratios of medians to the first bundle, with "
+        f"{CONFIDENCE:.0%} intervals."
+    )
+
+
+def _comparison(comparison: Comparison) -> Table:
+    headers = ("latency, ms", "mean", "median", "p95", "p99", "min", "max", "stdev", "runs", "ratio")
+    ratios = comparison.ratios
+    rows = ((name, *_timing(timing), _ratio(ratios[name])) for name, timing in comparison.timings.items())
+    return Table("Latency", headers, tuple(rows))
+
+
+def _ratio(ratio: Ratio | float) -> str:
+    return str(ratio) if isinstance(ratio, Ratio) else f"{ratio:.3f}"
 
 
 def _latency(report: BenchmarkReport) -> Table:

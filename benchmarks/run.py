@@ -6,11 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 import edge_ad
 from edge_ad.benchmarks import environment, memory
 from edge_ad.benchmarks.ceilings import compare, executed_precisions, measure_ceilings
+from edge_ad.benchmarks.frame import benchmark_frame
 from edge_ad.benchmarks.memory import Memory
 from edge_ad.benchmarks.protocol import (
     ITERATIONS,
@@ -26,8 +25,7 @@ from edge_ad.benchmarks.report import SCHEMA_VERSION, BenchmarkReport, Config, b
 from edge_ad.benchmarks.timing import time_once
 from edge_ad.bundle.files import MANIFEST_NAME, read_manifest, sha256_file
 from edge_ad.bundle.manifest import Manifest
-from edge_ad.imaging import read_image, resize
-from edge_ad.progress import Progress, no_progress
+from edge_ad.progress import Progress, no_progress, per_round
 from edge_ad.runtime.detector import Detector
 from edge_ad.runtime.session import ExecutionPrecision
 
@@ -73,10 +71,10 @@ def run_benchmark(
 
     detector, load_ms = _timed(open_detector)
     with detector:
-        image, frame = _frame(bundle, manifest)
+        image, frame = benchmark_frame(bundle, manifest)
         first_inference_ms = time_once(lambda: detector.raw(image[None]))
         loaded_bytes = memory.resident_bytes()
-        latency = measure_latency(detector, image, schedule, _rounds(progress, warmup + iterations, "latency"))
+        latency = measure_latency(detector, image, schedule, per_round(progress, warmup + iterations, "latency"))
         peak_bytes = memory.peak_resident_bytes()
         device_bytes = memory.device_bytes(detector.device)
         device_name, precisions = detector.device, tuple(session.precision for session in detector.sessions)
@@ -115,35 +113,13 @@ def _throughput(
     """The throughput and the peak of memory after it; None, None where it is skipped."""
     if not schedule.throughput_batch:
         return None, None
-    after_round = _rounds(progress, schedule.throughput_warmup + schedule.throughput_iterations, "throughput")
+    after_round = per_round(progress, schedule.throughput_warmup + schedule.throughput_iterations, "throughput")
     with open_detector(batch_size=schedule.throughput_batch) as detector:
         throughput = measure_throughput(detector, image, schedule, after_round)
     return throughput, memory.peak_resident_bytes()
-
-
-def _frame(bundle: Path, manifest: Manifest) -> tuple[Image, str]:
-    """The image to feed, uint8 (H, W, 3), and what it is: the time of some graphs depends on the values."""
-    size = manifest.setup.image_size
-    for golden in manifest.golden:
-        if golden.label == "normal":
-            return resize(read_image(bundle / golden.file.path), size), "the bundle's normal golden image"
-    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    return noise, "uniform noise, seed 0 (the bundle has no normal golden image)"
 
 
 def _executed(manifest: Manifest, precisions: tuple[str, ...]) -> dict[str, str]:
     shared = {"shared": precisions[0]} if manifest.shared else {}
     heads = dict.fromkeys(precisions[len(shared) :])
     return {**shared, "heads": " and ".join(heads)}
-
-
-def _rounds(progress: Progress, total: int, what: str) -> Callable[[], None]:
-    """Counts rounds for ``progress``."""
-    done = 0
-
-    def after_round() -> None:
-        nonlocal done
-        done += 1
-        progress(done, total, what)
-
-    return after_round

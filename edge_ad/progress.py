@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -17,6 +18,12 @@ class Progress(Protocol):
 
 def no_progress(done: int, total: int, what: str) -> None:
     """Tells nobody."""
+
+
+def per_round(progress: Progress, total: int, what: str) -> Callable[[], None]:
+    """A callback that counts its calls for ``progress``."""
+    counter = itertools.count(1)
+    return lambda: progress(next(counter), total, what)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,7 +13,7 @@ from edge_ad.runtime.session import ExecutionPrecision
 
 
 @click.command("benchmark")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @device_option
 @precision_option
 @signature_option
@@ -26,7 +27,7 @@ from edge_ad.runtime.session import ExecutionPrecision
 @click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write one self-contained page here.")
 @click.option("--fail-above-ms", type=float, help="Exit with 3 where the mean latency is above this.")
 def command(
-    bundle: Path,
+    bundles: tuple[Path, ...],
     device: str,
     precision: str,
     require_signature: Path | None,
@@ -40,38 +41,63 @@ def command(
     html_path: Path | None,
     fail_above_ms: float | None,
 ) -> None:
-    """Time BUNDLE by the EfficientAD protocol.
+    """Time bundles by the EfficientAD protocol.
 
     Batch 1: 1000 warm-up runs, then the mean of the next 1000, from the image in host memory to the anomaly map as a
     numpy array. Throughput: 1000 runs at batch 16 (8 for PatchCore). Other counts are marked as shortened.
+
+    Of several bundles the latencies alone are measured, in turn, and their ratios to the first one's.
     """
     from edge_ad import atomic
-    from edge_ad.benchmarks.rendering import to_html, to_markdown, to_text
+    from edge_ad.benchmarks import rendering
+    from edge_ad.benchmarks.comparison import run_comparison
     from edge_ad.benchmarks.run import run_benchmark
-    from edge_ad.errors import GateError
+    from edge_ad.errors import GateError, InputError
 
-    report = run_benchmark(
-        bundle,
-        device,
-        precision=ExecutionPrecision(precision),
-        threads=threads,
-        require_signature=require_signature,
-        warmup=warmup,
-        iterations=iterations,
-        batch=batch,
-        throughput_iterations=throughput_iterations,
-        progress=_show_progress,
-    )
-    if json_path != "-":
-        click.echo(to_text(report), nl=False)
-    if json_path is not None:
-        write_json(json_path, report.to_json())
-    if markdown_path:
-        atomic.write_text(markdown_path, to_markdown(report))
+    how: Any = {
+        "device": device,
+        "precision": ExecutionPrecision(precision),
+        "threads": threads,
+        "require_signature": require_signature,
+        "warmup": warmup,
+        "iterations": iterations,
+        "progress": _show_progress,
+    }
+    if len(bundles) > 1:
+        of_one = {
+            "--batch": batch,
+            "--throughput-iterations": throughput_iterations,
+            "--html": html_path,
+            "--fail-above-ms": fail_above_ms,
+        }
+        if given := [name for name, value in of_one.items() if value is not None]:
+            raise InputError(f"{given[0]}: goes with one bundle, but {len(bundles)} are given")
+        comparison = run_comparison(bundles, **how)
+        _write(
+            comparison.to_json(),
+            rendering.comparison_to_text(comparison),
+            rendering.comparison_to_markdown(comparison),
+            json_path,
+            markdown_path,
+        )
+        return
+    report = run_benchmark(bundles[0], **how, batch=batch, throughput_iterations=throughput_iterations)
+    _write(report.to_json(), rendering.to_text(report), rendering.to_markdown(report), json_path, markdown_path)
     if html_path:
-        atomic.write_text(html_path, to_html(report))
+        atomic.write_text(html_path, rendering.to_html(report))
     if fail_above_ms is not None and report.latency_ms > fail_above_ms:
         raise GateError(f"mean latency {report.latency_ms:.3f} ms is above --fail-above-ms {fail_above_ms:g}")
+
+
+def _write(value: Any, text: str, markdown: str, json_path: str | None, markdown_path: Path | None) -> None:
+    from edge_ad import atomic
+
+    if json_path != "-":
+        click.echo(text, nl=False)
+    if json_path is not None:
+        write_json(json_path, value)
+    if markdown_path:
+        atomic.write_text(markdown_path, markdown)
 
 
 def _show_progress(done: int, total: int, what: str) -> None:

@@ -1,0 +1,75 @@
+"""A benchmark report against an earlier one: what changed, how sure that is, and why they may not be comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from edge_ad.benchmarks.ratio import Ratio, ratio_of_medians
+from edge_ad.benchmarks.report import BenchmarkReport
+
+
+@dataclass(frozen=True)
+class Change:
+    """One figure of two reports; ``ratio`` is new over old, with an interval where there are samples of both."""
+
+    figure: str
+    unit: str
+    old: float
+    new: float
+    ratio: Ratio | float
+
+
+def changes(old: BenchmarkReport, new: BenchmarkReport) -> list[Change]:
+    """What both reports hold, latencies first."""
+    found = []
+    for figure, before, after in (
+        ("end to end, median", old.latency.end_to_end, new.latency.end_to_end),
+        ("bare sessions, median", old.latency.bare, new.latency.bare),
+        ("frame to Result, median", old.latency.result, new.latency.result),
+    ):
+        ratio = ratio_of_medians(after, before, interleaved=False)
+        found.append(Change(figure, "ms", before.median_ms, after.median_ms, ratio))
+    if old.throughput and new.throughput and old.throughput.batch_size == new.throughput.batch_size:
+        rates = old.throughput.images_per_s, new.throughput.images_per_s
+        found.append(Change(f"throughput, batch {new.throughput.batch_size}", "images/s", *rates, rates[1] / rates[0]))
+    for figure, unit, was, now in (
+        ("load", "ms", old.load_ms, new.load_ms),
+        ("first inference", "ms", old.first_inference_ms, new.first_inference_ms),
+        ("peak resident, batch 1", "MiB", _mib(old.memory.resident_peak_bytes), _mib(new.memory.resident_peak_bytes)),
+        ("bundle", "MiB", _mib(old.bundle.size_bytes), _mib(new.bundle.size_bytes)),
+    ):
+        if was and now:
+            found.append(Change(figure, unit, was, now, now / was))
+    return found
+
+
+def doubts(old: BenchmarkReport, new: BenchmarkReport) -> tuple[str, ...]:
+    """Why the two may not be comparable: they differ in what should be alike, or warn themselves."""
+    return (
+        *_differences(old, new),
+        *(f"old: {text}" for text in old.warnings),
+        *(f"new: {text}" for text in new.warnings),
+    )
+
+
+def _differences(old: BenchmarkReport, new: BenchmarkReport) -> Iterator[str]:
+    for what, before, after in (
+        ("CPU", old.environment.cpu, new.environment.cpu),
+        ("usable CPUs", old.environment.usable_cpus, new.environment.usable_cpus),
+        ("device", old.environment.device_name, new.environment.device_name),
+        ("threads", old.config.threads, new.config.threads),
+        ("execution precision", old.executed, new.executed),
+        ("engine and package versions", old.environment.versions, new.environment.versions),
+        ("bundle", old.bundle.manifest_sha256, new.bundle.manifest_sha256),
+    ):
+        if before != after:
+            yield f"another {what}: {_told(before)} before, {_told(after)} now"
+
+
+def _told(value: object) -> str:
+    return ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _mib(size_bytes: int | None) -> float | None:
+    return None if size_bytes is None else size_bytes / 2**20
