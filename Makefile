@@ -26,8 +26,9 @@ check: $(INSTALLED) ## Check style, types, who imports whom, and that docs/cli.m
 	@$(MAKE) --no-print-directory types
 	@$(BIN)/pytest tests/test_imports.py tests/cli/test_docs.py
 
-docs: $(INSTALLED) ## Write docs/cli.md from the help of every command
+docs: $(INSTALLED) ## Write docs/cli.md and the tables of docs/results.md
 	@$(BIN)/python docs/generate_cli.py
+	@$(BIN)/python docs/generate_results.py
 
 clean: ## Remove everything these targets made
 	@rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,145 @@
+"""Writes the accuracy tables of docs/results.md from the results of experiments in docs/results/: ``make docs``.
+
+    <!-- table: methods -->            the lines of docs/results/methods.jsonl, one row per method and setup
+    <!-- end -->
+
+Such a file is the ``results.jsonl`` of ``edge-ad experiment``: in an experiment's folder it is continued from there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ad.experiment.config import Variant
+from edge_ad.experiment.record import Outcome, Record
+from edge_ad.experiment.store import Store
+
+PAGE = Path(__file__).with_name("results.md")
+LINES = Path(__file__).with_name("results")
+SETS = {"bsdata": "BSData", "magnetic_tile": "magnetic tile", "casting512": "casting", "kolektorsdd": "KolektorSDD"}
+RESAMPLES = 1000
+BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Measure = Callable[[Outcome], float | None]
+
+
+def auroc(outcome: Outcome) -> float | None:
+    """Image AUROC, in per cent."""
+    return 100 * outcome.image.auroc
+
+
+def aupro(outcome: Outcome) -> float | None:
+    """AUPRO, in per cent; None without masks."""
+    return 100 * outcome.pixel.aupro if outcome.pixel else None
+
+
+def table(records: Sequence[Record]) -> str:
+    """A row per method and setup, in the order of the lines."""
+    header = ("method", "setup", "seeds", *SETS.values(), "mean", "int8: mean", "drop", "training, s")
+    lines = [_row(header), _row(["---", "---", *("---:" for _ in header[2:])])]
+    for method, setup in dict.fromkeys((record.identity.method, record.identity.setup) for record in records):
+        of_row = [r for r in records if (r.identity.method, r.identity.setup) == (method, setup)]
+        lines.append(_row(_cells(method, setup, of_row)))
+    return "\n".join(lines)
+
+
+def _cells(method: str, setup: str, records: Sequence[Record]) -> Iterable[str]:
+    def values(name: str, variant: Variant, measure: Measure) -> dict[int, float]:
+        found = {}
+        for record in records:
+            identity = record.identity
+            if record.outcome and (identity.dataset, identity.precision) == (name, variant):
+                value = measure(record.outcome)
+                if value is not None:
+                    found[identity.seed] = value
+        return found
+
+    def over_sets(variant: Variant, measure: Measure) -> str:
+        by_set = [list(values(name, variant, measure).values()) for name in SETS]
+        wanted = len(SETS) if measure is auroc else len(SETS) - 1  # one has no masks
+        present = [fmean(each) for each in by_set if each]
+        return f"{fmean(present):.1f}" if len(present) == wanted else "-"
+
+    def drop() -> str:
+        by_set = [_drops([record for record in records if record.identity.dataset == name]) for name in SETS]
+        if not all(len(each) for each in by_set):
+            return "-"
+        drawn = np.mean([each.mean(0) for each in by_set], axis=0)
+        low, high = np.quantile(drawn[1:], [0.025, 0.975])
+        return f"{drawn[0]:+.1f} ({low:+.1f} to {high:+.1f})"
+
+    seeds = {record.identity.seed for record in records}
+    seconds = [r.outcome.training_s for r in records if r.outcome and r.outcome.training_s is not None]
+    yield from (method, setup, str(len(seeds)))
+    for name in SETS:
+        yield _pair(*(_spread(list(values(name, Variant.TORCH, measure).values())) for measure in (auroc, aupro)))
+    for variant in (Variant.TORCH, Variant.INT8):
+        yield _pair(over_sets(variant, auroc), over_sets(variant, aupro))
+    yield drop()
+    yield f"{fmean(seconds):.0f}" if seconds else "-"
+
+
+def _drops(records: Sequence[Record]) -> NDArray[np.float64]:
+    """Points of image AUROC lost by int8, of one set: (seeds, 1 + `RESAMPLES`).
+
+    First as measured, then with the normal and the defective images drawn anew, the same ones on both sides.
+    """
+    by_seed: dict[int, dict[Variant, Record]] = {}
+    for record in records:
+        if record.outcome:
+            by_seed.setdefault(record.identity.seed, {})[record.identity.precision] = record
+    pairs = [each for each in by_seed.values() if {Variant.TORCH, Variant.INT8} <= each.keys()]
+    return np.array([_drop(each[Variant.TORCH], each[Variant.INT8]) for each in pairs])
+
+
+def _drop(trained: Record, quantised: Record) -> NDArray[np.float64]:
+    before, after = _wins(trained), _wins(quantised)
+    rng = np.random.default_rng(0)
+    counts = [np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)]) for n in before.shape]
+    lost: NDArray[np.float64] = np.einsum("ri,ij,rj->r", counts[0], before - after, counts[1], optimize=True)
+    return 100 * lost / before.size
+
+
+def _wins(record: Record) -> NDArray[np.float64]:
+    """Of every defective image over every normal one: 1, or a half where they are even. The mean is the AUROC."""
+    assert record.outcome
+    defective, normal = (
+        np.array([image.score for image in record.outcome.images if image.label == label]) for label in (1, 0)
+    )
+    difference = defective[:, None] - normal
+    wins: NDArray[np.float64] = (difference > 0) + (difference == 0) / 2
+    return wins
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    return f"{fmean(values):.1f}" + (f"±{stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def _pair(image: str, pixel: str) -> str:
+    return image if pixel == "-" else f"{image} / {pixel}"
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def render(page: str) -> str:
+    """``page`` with its tables anew."""
+
+    def block(found: re.Match[str]) -> str:
+        records = list(Store(LINES / f"{found[2]}.jsonl").read().values())
+        return f"{found[1]}{table(records)}\n{found[3]}"
+
+    return BLOCK.sub(block, page)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
