@@ -11,7 +11,7 @@ from edge_ad.benchmarks.report import BenchmarkReport
 
 @dataclass(frozen=True)
 class Change:
-    """One figure of two reports; ``ratio`` is new over old, with an interval where there are samples of both."""
+    """One figure of two reports; ``ratio`` is new over old, with an interval where it is one of medians."""
 
     figure: str
     unit: str
@@ -57,14 +57,20 @@ def _differences(old: BenchmarkReport, new: BenchmarkReport) -> Iterator[str]:
     for what, before, after in (
         ("CPU", old.environment.cpu, new.environment.cpu),
         ("usable CPUs", old.environment.usable_cpus, new.environment.usable_cpus),
+        ("quota of CPUs", old.environment.cpu_quota, new.environment.cpu_quota),
+        ("governor", old.environment.governor, new.environment.governor),
         ("device", old.environment.device_name, new.environment.device_name),
-        ("threads", old.config.threads, new.config.threads),
+        ("driver", old.environment.driver, new.environment.driver),
+        ("system", old.environment.os, new.environment.os),
+        ("Python", old.environment.python, new.environment.python),
+        ("threads asked for", old.config.threads, new.config.threads),
+        ("frame", old.config.frame, new.config.frame),
         ("execution precision", old.executed, new.executed),
         ("engine and package versions", old.environment.versions, new.environment.versions),
         ("bundle", old.bundle.manifest_sha256, new.bundle.manifest_sha256),
     ):
         if before != after:
-            yield f"another {what}: {_told(before)} before, {_told(after)} now"
+            yield f"{what}: {_told(before)} before, {_told(after)} now"
 
 
 def _told(value: object) -> str:

@@ -14,12 +14,16 @@ from edge_ad.benchmarks import environment
 from edge_ad.benchmarks.environment import Environment
 from edge_ad.benchmarks.frame import benchmark_frame
 from edge_ad.benchmarks.ratio import Ratio, ratio_of_medians
+from edge_ad.benchmarks.report import float_parts
 from edge_ad.benchmarks.timing import Timing, check_counts, time_interleaved
+from edge_ad.bundle.files import MANIFEST_NAME, sha256_file
 from edge_ad.errors import InputError
 from edge_ad.progress import Progress, no_progress, per_round
 from edge_ad.records import to_plain
 from edge_ad.runtime.detector import Detector
 from edge_ad.runtime.session import ExecutionPrecision
+
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,21 @@ class Comparison:
     """Latencies at batch 1 of several bundles, from the image in host memory to the anomaly map, interleaved.
 
     Attributes:
+        precision, threads: as asked for; None: the engine's choice.
         warmup: untimed rounds before.
         timings: by bundle.
+        manifests: SHA-256 of their manifests.
+        executed: what their float parts ran in.
     """
 
+    schema_version: int
     environment: Environment
+    precision: str
+    threads: int | None
     warmup: int
     timings: Mapping[str, Timing]
+    manifests: Mapping[str, str]
+    executed: Mapping[str, Mapping[str, str]]
 
     @property
     def ratios(self) -> dict[str, Ratio]:
@@ -45,7 +57,15 @@ class Comparison:
     def warnings(self) -> tuple[str, ...]:
         """Reasons not to trust the figures."""
         of_timings = (f"{name}: {text}" for name, timing in self.timings.items() for text in timing.warnings())
-        return (*self.environment.warnings(), *of_timings)
+        told = {
+            name: ", ".join(f"{role} {kind}" for role, kind in each.items()) for name, each in self.executed.items()
+        }
+        unlike = "; ".join(f"{name}: {text}" for name, text in told.items()) if len(set(told.values())) > 1 else ""
+        return (
+            *self.environment.warnings(),
+            *([f"float parts ran in other precisions: {unlike}"] * bool(unlike)),
+            *of_timings,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`, with what is drawn from the samples."""
@@ -68,7 +88,7 @@ def run_comparison(
     """Time ``bundles`` in turn, ``iterations`` times. All are loaded at once.
 
     Args:
-        bundles: folders; each is called by its name, or by its whole path where two have the same name.
+        bundles: folders; each is called by its name, or by its path as given where two have the same name.
         device, precision, threads, require_signature: see `edge_ad.load`.
 
     Raises:
@@ -79,7 +99,8 @@ def run_comparison(
     names = [path.resolve().name for path in bundles]
     if len(set(names)) < len(names):
         names = [str(path) for path in bundles]
-    if twice := {name for name in names if names.count(name) > 1}:
+    where = [path.resolve() for path in bundles]
+    if twice := {str(path) for path in where if where.count(path) > 1}:
         raise InputError(f"{min(twice)} is there twice; name each bundle once")
     load_average = environment.load_average()
     with ExitStack() as opened:
@@ -94,4 +115,13 @@ def run_comparison(
             image, _ = benchmark_frame(path, detector.manifest)
             calls[name] = partial(detector.raw, image[None])
         timings = time_interleaved(calls, warmup, iterations, per_round(progress, warmup + iterations, "latency"))
-        return Comparison(environment.read_environment(detectors[0].device, load_average), warmup, timings)
+        return Comparison(
+            SCHEMA_VERSION,
+            environment.read_environment(detectors[0].device, load_average),
+            str(precision),
+            threads,
+            warmup,
+            timings,
+            {name: sha256_file(path / MANIFEST_NAME) for name, path in zip(names, bundles, strict=True)},
+            {name: float_parts(detector) for name, detector in zip(names, detectors, strict=True)},
+        )

@@ -174,7 +174,7 @@ class BareRun:
         if self._shared and setup.extractor_scope is ExtractorScope.IMAGE:
             self._whole = {"image": np.stack([setup.grid.pad(image) for image in images])}
             found = {name: self._shared.fetch(handle) for name, handle in self._shared.run(self._whole).items()}
-            cutter = FeatureWindows(setup.grid, self._shared.outputs, len(images))
+            cutter = FeatureWindows(setup.grid, self._shared.outputs, detector.manifest.feature_axes, len(images))
             windows = [
                 {name: part.copy() for name, part in cutter.cut(found, location).items()}
                 for location in setup.locations

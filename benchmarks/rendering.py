@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edge_ad import page
-from edge_ad.benchmarks.change import changes, doubts
+from edge_ad.benchmarks.change import Change, doubts
 from edge_ad.benchmarks.comparison import Comparison
 from edge_ad.benchmarks.ratio import CONFIDENCE, Ratio
 from edge_ad.benchmarks.report import BenchmarkReport
@@ -49,11 +49,10 @@ def comparison_to_markdown(comparison: Comparison) -> str:
     )
 
 
-def changes_to_text(old: BenchmarkReport, new: BenchmarkReport) -> str:
+def changes_to_text(old: BenchmarkReport, new: BenchmarkReport, found: Sequence[Change]) -> str:
     """What changed between two reports, for a terminal."""
     rows = tuple(
-        (f"{each.figure}, {each.unit}", f"{each.old:.3f}", f"{each.new:.3f}", _ratio(each.ratio))
-        for each in changes(old, new)
+        (f"{each.figure}, {each.unit}", f"{each.old:.3f}", f"{each.new:.3f}", _ratio(each.ratio)) for each in found
     )
     head = f"{new.config.bundle} against {old.config.bundle}; ratios are new over old, with {CONFIDENCE:.0%} intervals."
     return _to_text(head, [Table("Change", ("figure", "old", "new", "ratio"), rows)], doubts(old, new))

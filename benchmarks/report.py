@@ -12,6 +12,7 @@ from edge_ad.benchmarks.protocol import Latency, Protocol, Schedule, Throughput
 from edge_ad.bundle.manifest import Graph, Manifest
 from edge_ad.errors import InputError
 from edge_ad.records import from_plain, to_plain
+from edge_ad.runtime.detector import Detector
 
 SCHEMA_VERSION = 1
 
@@ -130,6 +131,13 @@ class BenchmarkReport:
         stored = {key: item for key, item in value.items() if key not in ("summary", "definition", "warnings")}
         report: BenchmarkReport = from_plain(cls, stored, "benchmark report")
         return report
+
+
+def float_parts(detector: Detector) -> dict[str, str]:
+    """What the float parts of extractor and heads run in, as the engine reports it."""
+    shared = {"shared": detector.shared.precision} if detector.shared else {}
+    heads = dict.fromkeys(head.precision for head in detector.heads.values())
+    return {**shared, "heads": " and ".join(heads)}
 
 
 def bundle_facts(manifest: Manifest, manifest_sha256: str, manifest_size_bytes: int) -> BundleFacts:

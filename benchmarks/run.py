@@ -21,10 +21,9 @@ from edge_ad.benchmarks.protocol import (
     measure_throughput,
     throughput_batch,
 )
-from edge_ad.benchmarks.report import SCHEMA_VERSION, BenchmarkReport, Config, bundle_facts
+from edge_ad.benchmarks.report import SCHEMA_VERSION, BenchmarkReport, Config, bundle_facts, float_parts
 from edge_ad.benchmarks.timing import time_once
 from edge_ad.bundle.files import MANIFEST_NAME, read_manifest, sha256_file
-from edge_ad.bundle.manifest import Manifest
 from edge_ad.progress import Progress, no_progress, per_round
 from edge_ad.runtime.detector import Detector
 from edge_ad.runtime.session import ExecutionPrecision
@@ -78,6 +77,7 @@ def run_benchmark(
         peak_bytes = memory.peak_resident_bytes()
         device_bytes = memory.device_bytes(detector.device)
         device_name, precisions = detector.device, tuple(session.precision for session in detector.sessions)
+        in_words = float_parts(detector)
     throughput, peak_throughput_bytes = _throughput(open_detector, image, schedule, progress)
 
     progress(0, 1, "ceilings")
@@ -90,7 +90,7 @@ def run_benchmark(
         config=Config(bundle.resolve().name, device, str(precision), threads, schedule, frame),
         environment=environment.read_environment(device_name, load_average),
         bundle=bundle_facts(manifest, sha256_file(bundle / MANIFEST_NAME), (bundle / MANIFEST_NAME).stat().st_size),
-        executed=_executed(manifest, precisions),
+        executed=in_words,
         load_ms=load_ms,
         first_inference_ms=first_inference_ms,
         latency=latency,
@@ -117,9 +117,3 @@ def _throughput(
     with open_detector(batch_size=schedule.throughput_batch) as detector:
         throughput = measure_throughput(detector, image, schedule, after_round)
     return throughput, memory.peak_resident_bytes()
-
-
-def _executed(manifest: Manifest, precisions: tuple[str, ...]) -> dict[str, str]:
-    shared = {"shared": precisions[0]} if manifest.shared else {}
-    heads = dict.fromkeys(precisions[len(shared) :])
-    return {**shared, "heads": " and ".join(heads)}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -227,6 +228,30 @@ class TileGrid:
             else:
                 bands.append((start, stop))
         return tuple(bands)
+
+
+class FeatureAxes(StrEnum):
+    """Order of the axes of an extractor's feature maps: batch, channels, height, width."""
+
+    NCHW = "NCHW"
+    NHWC = "NHWC"
+
+    def positions(self, shape: Sequence[int]) -> Size:
+        """(h', w') of a map of this ``shape``.
+
+        >>> FeatureAxes.NHWC.positions((1, 64, 48, 100))
+        (64, 48)
+        """
+        return shape[self.index("H")], shape[self.index("W")]
+
+    def window(self, rows: slice, cols: slice, *, of_one: bool = False) -> tuple[slice, ...]:
+        """The index of a part of a map, or of one image's map without the batch axis.
+
+        >>> FeatureAxes.NCHW.window(slice(0, 2), slice(1, 3), of_one=True)
+        (slice(None, None, None), slice(0, 2, None), slice(1, 3, None))
+        """
+        by_axis = {"H": rows, "W": cols}
+        return tuple(by_axis.get(axis, slice(None)) for axis in self[of_one:])
 
 
 class MapMerger:

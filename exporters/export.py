@@ -168,6 +168,7 @@ def _write_graphs(
             REFIT_BATCH,
             with_image=model.head_takes_image,
             image_features=image_features,
+            feature_axes=model.feature_axes,
         )
         head = run.head(model, location)
         if quantised:

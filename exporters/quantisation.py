@@ -34,6 +34,9 @@ MEASURING = (
     *("MatMul", "ReduceSum", "ReduceMean", "ReduceMax", "ReduceL2", "Sqrt", "Log", "Exp"),
 )
 
+# Copies numbers: quantised as an operation of its own it would round them once more. In the names of both formats.
+RESAMPLING = ("Interpolate", "Resize")
+
 Model = TypeVar("Model")  # openvino.Model or onnx.ModelProto
 Feeds = Mapping[str, NDArray[Any]]  # one sample: input name to array with a batch axis of 1
 
@@ -69,7 +72,7 @@ def quantise(
         keep_float: types of operations that are not quantised.
         fast: correct biases from layer statistics alone; the exact correction keeps more of the ranking.
     """
-    ignored = {"names": sensitive_convolutions(model, graph_format), "types": list(keep_float)}
+    ignored = {"names": sensitive_convolutions(model, graph_format), "types": [*RESAMPLING, *keep_float]}
     with _quiet(), no_telemetry():
         import nncf
 

@@ -13,6 +13,7 @@ from typing import Any
 from edge_ad.errors import GeometryError, ManifestError, UnknownSchemaError
 from edge_ad.records import from_plain, to_plain
 from edge_ad.setups import Setup
+from edge_ad.tiling import FeatureAxes
 
 SCHEMA_VERSION = 1
 
@@ -197,6 +198,7 @@ class Manifest:
     parity: tuple[Parity, ...]
     parity_tolerance: float  # on score and map, relative to the reference's range; widens with precision
     provenance: Provenance
+    feature_axes: FeatureAxes = FeatureAxes.NCHW
 
     @property
     def shared(self) -> Graph | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from edge_ad.cli.options import device_option, precision_option, signature_option, write_json
 from edge_ad.runtime.session import ExecutionPrecision
+
+Timed = TypeVar("Timed")
 
 
 @click.command("benchmark")
@@ -54,15 +57,19 @@ def command(
     from edge_ad.benchmarks.run import run_benchmark
     from edge_ad.errors import GateError, InputError
 
-    how: Any = {
-        "device": device,
-        "precision": ExecutionPrecision(precision),
-        "threads": threads,
-        "require_signature": require_signature,
-        "warmup": warmup,
-        "iterations": iterations,
-        "progress": _show_progress,
-    }
+    def timed(run: Callable[..., Timed], what: object, **options: object) -> Timed:
+        return run(
+            what,
+            device,
+            precision=ExecutionPrecision(precision),
+            threads=threads,
+            require_signature=require_signature,
+            warmup=warmup,
+            iterations=iterations,
+            progress=_show_progress,
+            **options,
+        )
+
     if len(bundles) > 1:
         of_one = {
             "--batch": batch,
@@ -72,7 +79,7 @@ def command(
         }
         if given := [name for name, value in of_one.items() if value is not None]:
             raise InputError(f"{given[0]}: goes with one bundle, but {len(bundles)} are given")
-        comparison = run_comparison(bundles, **how)
+        comparison = timed(run_comparison, bundles)
         _write(
             comparison.to_json(),
             rendering.comparison_to_text(comparison),
@@ -81,7 +88,7 @@ def command(
             markdown_path,
         )
         return
-    report = run_benchmark(bundles[0], **how, batch=batch, throughput_iterations=throughput_iterations)
+    report = timed(run_benchmark, bundles[0], batch=batch, throughput_iterations=throughput_iterations)
     _write(report.to_json(), rendering.to_text(report), rendering.to_markdown(report), json_path, markdown_path)
     if html_path:
         atomic.write_text(html_path, rendering.to_html(report))

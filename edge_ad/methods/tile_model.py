@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from edge_ad.errors import TooFewImagesError
 from edge_ad.imaging import resize
 from edge_ad.progress import Progress, no_progress
-from edge_ad.tiling import WHOLE, Location, Size, TileGrid
+from edge_ad.tiling import WHOLE, FeatureAxes, Location, Size, TileGrid
 
 Extract = Callable[[Tensor], Sequence[Tensor]]  # uint8 (N, h, w, 3) RGB -> feature tensors, batch first
 ImageFeatures = Callable[[Sequence[int]], Sequence[Tensor]]  # numbers of images -> features of the whole images
@@ -69,6 +69,7 @@ class TileStream:
         with_image: the head takes the tile itself before the features.
         image_features: of whole padded images, where the extractor sees those: tiles' features are windows on them,
             and ``extract`` is not called.
+        feature_axes: of ``image_features``.
     """
 
     images: NDArray[np.uint8]
@@ -79,6 +80,7 @@ class TileStream:
     on_batch: Callable[[int], object] | None = None
     with_image: bool = False
     image_features: ImageFeatures | None = None
+    feature_axes: FeatureAxes = FeatureAxes.NCHW
 
     def __len__(self) -> int:
         """Number of tiles."""
@@ -124,9 +126,10 @@ class TileStream:
         locations, images = zip(*(self._place(index) for index in indices), strict=True)
         windows = []
         for whole in image_features(images):
-            height, width = whole.shape[-2:]
-            places = (self.grid.window_on(location, (height, width)) for location in locations)
-            windows.append(torch.stack([own[:, rows, cols] for own, (rows, cols) in zip(whole, places, strict=True)]))
+            positions = self.feature_axes.positions(whole.shape)
+            places = (self.grid.window_on(location, positions) for location in locations)
+            cut = (self.feature_axes.window(*place, of_one=True) for place in places)
+            windows.append(torch.stack([own[window] for own, window in zip(whole, cut, strict=True)]))
         return tuple(windows)
 
 
@@ -144,6 +147,7 @@ class TileModel(ABC):
         head_keeps_f32: whether the head runs in float32 where the device's default is less (bf16, f16): small
             differences of large numbers, as most distances are, lose their ranking there.
         feature_names: outputs of the extractor and inputs of the head, in order.
+        feature_axes: of all of them.
         extractor: the frozen part, shared by every location.
         config: everything needed to build it again (`create_model`), JSON types only.
         weights_source: where the extractor's weights came from.
@@ -157,6 +161,7 @@ class TileModel(ABC):
     head_int8: ClassVar[HeadInt8] = HeadInt8.REFIT
     head_keeps_f32: ClassVar[bool] = True
     feature_names: tuple[str, ...]
+    feature_axes: ClassVar[FeatureAxes] = FeatureAxes.NCHW
     extractor: nn.Module
     weights_source: str
 

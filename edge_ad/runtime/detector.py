@@ -101,7 +101,8 @@ class Detector:
         self.shared = shared
         self.heads = dict(zip(setup.model_locations, heads, strict=True))
         sees_image = setup.extractor_scope is ExtractorScope.IMAGE
-        self._windows = FeatureWindows(self.grid, shared.outputs, batch_size) if shared and sees_image else None
+        axes = manifest.feature_axes
+        self._windows = FeatureWindows(self.grid, shared.outputs, axes, batch_size) if shared and sees_image else None
         check_graphs(shared, self.heads, setup, self._windows)
         self._cuts_tiles = self._windows is None or any("image" in head.inputs for head in heads)
         self._tile = np.zeros((batch_size, *self.grid.tile_size, 3), np.uint8)
@@ -480,8 +481,8 @@ def load(
         require_signature: file of the Ed25519 public key (PEM) by which the bundle must be signed (``edge-ad sign``).
         self_test: run the golden images first, and compare their scores with the exporter's: see `verify_bundle`.
         memory_budget: bytes, or a size such as ``"300MB"``, for extractor and heads: heads that do not fit are read
-            from a file in ``cache_dir``, or opened when their turn comes, see `edge_ad.runtime.residency`. All stay
-            loaded where None.
+            from a file in ``cache_dir``, else in the system's folder for temporary files, or opened when their turn
+            comes; see `edge_ad.runtime.residency`. All stay loaded where None.
 
     Raises:
         BundleError: the bundle is not whole or was changed; or not signed as required; see `read_bundle` for its kinds.
@@ -490,6 +491,7 @@ def load(
         InputError: an argument is out of range.
         InferenceError: the engine cannot read or compile a graph.
         VerificationError: the device computes something else than the exporter's, or there is no golden image.
+        OutputWriteError: no room for the heads that a memory budget keeps aside.
     """
     key = None if require_signature is None else Path(require_signature)
     found = read_bundle(bundle, check_hashes=False, require_signature=key)
@@ -530,7 +532,8 @@ def open_detector(
 ) -> Detector:
     """`load` without the checks of the bundle as a whole: ``manifest``'s graphs as they lie in the folder ``path``.
 
-    A graph is read into memory, compared with its hash and compiled from there; the next one is read meanwhile.
+    A graph is read into memory, compared with its hash and compiled from there; the next one is read meanwhile, but not
+    under a memory budget.
     """
     reader = GraphReader(path, manifest, ahead=memory_budget is None)
 

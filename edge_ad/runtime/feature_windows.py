@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ad.runtime.session import TensorSpec
-from edge_ad.tiling import Location, Size, TileGrid
+from edge_ad.tiling import FeatureAxes, Location, TileGrid
 
 
 class FeatureWindows:
@@ -17,37 +17,37 @@ class FeatureWindows:
 
     Args:
         grid: the tile plan.
-        outputs: of the extractor's graph, (batch, C, h', w') each, over the padded image.
+        outputs: of the extractor's graph, over the padded image.
+        axes: of the feature maps.
         batch_size: of the features that are cut; a session of torch takes any, whatever its outputs say.
 
     Attributes:
-        shapes: (C, h'_t, w'_t) of the windows by name.
+        shapes: of the windows by name, without the batch axis.
 
     Raises:
         GeometryError: a tile does not begin or end between two positions of a feature map.
     """
 
-    def __init__(self, grid: TileGrid, outputs: Mapping[str, TensorSpec], batch_size: int = 1) -> None:
+    def __init__(
+        self, grid: TileGrid, outputs: Mapping[str, TensorSpec], axes: FeatureAxes, batch_size: int = 1
+    ) -> None:
         self.grid = grid
         self._windows = {
-            name: {location: grid.window_on(location, _positions(spec)) for location in grid.locations}
+            name: {
+                location: axes.window(*grid.window_on(location, axes.positions(spec.shape)))
+                for location in grid.locations
+            }
             for name, spec in outputs.items()
         }
         self._buffers: dict[str, NDArray[Any]] = {}
         for name, spec in outputs.items():
-            rows, cols = self._windows[name][grid.locations[0]]
-            shape = (batch_size, *spec.shape[1:-2], rows.stop - rows.start, cols.stop - cols.start)
-            self._buffers[name] = np.zeros(shape, spec.dtype)
+            window = self._windows[name][grid.locations[0]]
+            sizes = [len(range(size)[part]) for size, part in zip(spec.shape[1:], window[1:], strict=True)]
+            self._buffers[name] = np.zeros((batch_size, *sizes), spec.dtype)
         self.shapes = {name: buffer.shape[1:] for name, buffer in self._buffers.items()}
 
     def cut(self, features: Mapping[str, NDArray[Any]], location: Location) -> dict[str, NDArray[Any]]:
-        """The parts of ``features`` (batch, C, h', w') that belong to a tile: copies, valid until the next call."""
+        """The parts of ``features`` that belong to a tile: copies, valid until the next call."""
         for name, whole in features.items():
-            rows, cols = self._windows[name][location]
-            np.copyto(self._buffers[name], whole[..., rows, cols])
+            np.copyto(self._buffers[name], whole[self._windows[name][location]])
         return self._buffers
-
-
-def _positions(spec: TensorSpec) -> Size:
-    height, width = spec.shape[-2:]
-    return height, width

@@ -1,9 +1,9 @@
 """Graphs that differ in their constants alone, compiled once: what differs is an input that each of them brings.
 
-The heads of an ensemble are one graph with different numbers. Compiled one by one, each holds its numbers twice: as
-the file has them, and as the engine wants them. Where an inference reads most of them once (elementwise operations, a
+The heads of an ensemble are one graph with different numbers. Compiled one by one, each holds its numbers twice: as the
+file has them, and as the engine wants them. Where an inference reads most of them once (elementwise operations, a
 matrix per position) the engine gains nothing from knowing them beforehand, and a PaDiM head takes as long either way.
-Weights of convolutions and of dense layers it would rearrange for speed; graphs of those are compiled one by one.
+Weights of convolutions it would rearrange for speed: graphs that hold more than `OPERATIONS` are compiled one by one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import mmap
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -23,16 +23,27 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as op
+from openvino.op import Constant
 
 from edge_ad.bundle.graph_files import GraphFiles
 from edge_ad.errors import OutputWriteError
 
-_ELEMENTWISE = ("Add", "Subtract", "Multiply", "Divide")
-_LAYER_NAME = re.compile(rb' name="[^"]*"')  # of layers and of the net: numbered anew by every conversion
+# Nothing with a graph inside, whose constants would be overlooked, and nothing an engine fuses with its constants.
+ELEMENTWISE = frozenset({"Add", "Subtract", "Multiply", "Divide"})
+OPERATIONS = ELEMENTWISE | {
+    *("Parameter", "Result", "Constant", "Convert", "Reshape", "Squeeze", "Unsqueeze", "Transpose"),
+    *("MatMul", "ReduceSum", "ReduceMean", "ReduceMax", "Relu", "Sqrt", "Power"),
+}
+_FLOATS = (ov.Type.f32, ov.Type.f16)
+_NUMPY_TYPES = (*_FLOATS, ov.Type.i32, ov.Type.i64)  # of others numpy gives bits, not numbers
+_KINDS = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
+_F16_MAX = float(np.finfo(np.float16).max)
+_NAME = re.compile(rb'(<layer id="\d+"|<net) name="[^"]*"')  # numbered anew by every conversion
 _PREFIX = "constant_"
+_ALIGNMENT = 64  # bytes: the widest vectors
+_CHUNK = 1 << 16  # numbers converted at a time: they stay in the cache
+
 Piece = tuple[int, NDArray[np.uint8]]  # where it begins, and its bytes
-ALIGNMENT = 64  # bytes: the widest vectors
-_CHUNK = 1 << 16  # numbers rounded at a time: they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -55,24 +66,21 @@ class Program:
         core: reads graphs.
         graph: the first of those it is for.
         model: it, as read; changed.
-        bound: its constants that become inputs, with the type that the device computes with: others would be
-            converted at every inference.
+        bound: which of its constants become inputs, and the type that the device computes with there: numbers of
+            another one would be converted at every inference.
     """
 
-    def __init__(
-        self, core: ov.Core, graph: GraphFiles, model: ov.Model, bound: Sequence[tuple[ov.Node, ov.Type]]
-    ) -> None:
+    def __init__(self, core: ov.Core, graph: GraphFiles, model: ov.Model, bound: Mapping[int, ov.Type]) -> None:
         self._core = core
         self._key = _key(graph)
-        self._kinds: dict[int, ov.Type] = {}
-        self._fixed: dict[int, NDArray[Any]] = {}
-        kinds = {constant.get_friendly_name(): kind for constant, kind in bound}
+        self._kinds = dict(bound)
+        self._fixed: dict[int, bytes] = {}
         for index, constant in enumerate(_constants(model)):
-            if kind := kinds.get(constant.get_friendly_name()):
-                self._kinds[index] = kind
-                _replace_by_input(model, constant, f"{_PREFIX}{index}", kind)
+            if index in bound:
+                _replace_by_input(model, constant, _input_name(index), bound[index])
             else:
-                self._fixed[index] = _replace_by_copy(constant)
+                self._fixed[index] = constant.data.tobytes()
+                _replace_by_copy(constant)
         model.validate_nodes_and_infer_types()
 
     def constants_of(self, graph: GraphFiles, *, aside: bool, folder: Path | None) -> Constants | None:
@@ -88,23 +96,23 @@ class Program:
         if _key(graph) != self._key:
             return None
         model = self._core.read_model(graph.model, ov.Tensor(graph.weights, shared_memory=True))
-        constants = dict(enumerate(_constants(model)))
-        if any(constants[index].data.tobytes() != fixed.tobytes() for index, fixed in self._fixed.items()):
+        constants = _constants(model)
+        if any(constants[index].data.tobytes() != fixed for index, fixed in self._fixed.items()):
             return None
         sizes = {index: constants[index].data.size * kind.size for index, kind in self._kinds.items()}
-        places = dict(zip(sizes, accumulate(map(_aligned, sizes.values()), initial=0), strict=False))
+        *starts, total = accumulate(map(_aligned, sizes.values()), initial=0)
+        places = dict(zip(sizes, starts, strict=True))
         pieces = (
             (places[index] + at, piece)
             for index, kind in self._kinds.items()
             for at, piece in _pieces(constants[index].data, kind)
         )
-        total = sum(map(_aligned, sizes.values()))
         mapping = _map_file(pieces, total, folder) if aside else None
         memory = np.frombuffer(mapping, np.uint8) if mapping is not None else _fill_memory(pieces, total)
         tensors = {}
         for index, kind in self._kinds.items():
             numbers = memory[places[index] :][: sizes[index]].view(_storage(kind))
-            tensors[f"{_PREFIX}{index}"] = ov.Tensor(numbers, constants[index].output(0).shape, kind)
+            tensors[_input_name(index)] = ov.Tensor(numbers, constants[index].output(0).shape, kind)
         return Constants(tensors, mapping)
 
 
@@ -114,14 +122,21 @@ def make_program(core: ov.Core, graph: GraphFiles, model: ov.Model, precision: s
     Args:
         precision: in which the device will compute, "f32", "bf16" or "f16".
     """
+    if b"'" in graph.model:  # OpenVINO quotes with ": between others a difference could hide from `_key`
+        return None
+    if any(node.get_type_name() not in OPERATIONS for node in model.get_ordered_ops()):
+        return None
     constants = _constants(model)
-    matmul_kind = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}[precision]
-    bound = [
-        (constant, matmul_kind if readers == {"MatMul"} else ov.Type.f32)
-        for constant in constants
+    if any(constant.output(0).element_type not in _NUMPY_TYPES for constant in constants):
+        return None
+    if any(name.startswith(_PREFIX) for port in model.inputs for name in port.names):
+        return None
+    bound = {
+        index: _KINDS[precision] if readers == {"MatMul"} else ov.Type.f32
+        for index, constant in enumerate(constants)
         if (readers := _readers_if_once(constant))
-    ]
-    if 2 * sum(_bytes(constant) for constant, _ in bound) <= sum(map(_bytes, constants)):
+    }
+    if 2 * sum(constants[index].get_byte_size() for index in bound) <= sum(each.get_byte_size() for each in constants):
         return None
     return Program(core, graph, model, bound)
 
@@ -136,6 +151,7 @@ def as_bfloat16(values: NDArray[np.float16] | NDArray[np.float32]) -> NDArray[np
 def _round_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     bits = values.view(np.uint32)
     rounded: NDArray[np.uint16] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    rounded[np.isnan(values)] = 0x7FC0  # the sum of some would wrap around to a number
     return rounded
 
 
@@ -151,34 +167,41 @@ def _pieces(values: NDArray[Any], kind: ov.Type) -> Iterator[Piece]:
     """``values`` as numbers of ``kind``, piece by piece: nothing as large as they are is made on the way."""
     flat = values.reshape(-1)
     for start in range(0, len(flat), _CHUNK):
-        part = flat[start : start + _CHUNK]
-        numbers = as_bfloat16(part) if kind == ov.Type.bf16 else part.astype(_storage(kind))
-        yield start * kind.size, numbers.view(np.uint8)
+        yield start * kind.size, _convert(flat[start : start + _CHUNK], kind).view(np.uint8)
+
+
+def _convert(values: NDArray[Any], kind: ov.Type) -> NDArray[Any]:
+    if kind == ov.Type.bf16:
+        return as_bfloat16(values)
+    if kind == ov.Type.f16:
+        values = values.clip(-_F16_MAX, _F16_MAX)  # as the engine does with its own constants
+    return values.astype(_storage(kind))
 
 
 def _aligned(size_bytes: int) -> int:
-    return -(-size_bytes // ALIGNMENT) * ALIGNMENT
+    return -(-size_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def _fill_memory(pieces: Iterable[Piece], size_bytes: int) -> NDArray[np.uint8]:
-    memory = np.empty(size_bytes, np.uint8)
+    memory = np.empty(size_bytes + _ALIGNMENT, np.uint8)
+    memory = memory[-memory.ctypes.data % _ALIGNMENT :][:size_bytes]
     for at, piece in pieces:
         memory[at : at + len(piece)] = piece
     return memory
 
 
 def _key(graph: GraphFiles) -> bytes:
-    return _LAYER_NAME.sub(b"", graph.model)
+    """The graph without the names that a conversion gives it."""
+    return _NAME.sub(rb"\1", graph.model)
+
+
+def _input_name(index: int) -> str:
+    return f"{_PREFIX}{index}"
 
 
 def _constants(model: ov.Model) -> list[ov.Node]:
     """In an order that equal graphs share."""
     return [node for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]
-
-
-def _bytes(constant: ov.Node) -> int:
-    size: int = constant.get_byte_size()
-    return size
 
 
 def _readers(constant: ov.Node) -> list[ov.Input]:
@@ -190,31 +213,36 @@ def _readers(constant: ov.Node) -> list[ov.Input]:
 
 
 def _readers_if_once(constant: ov.Node) -> set[str]:
-    """The kinds of its readers if an inference of one tile reads each of its floats once, as they lie; else none."""
-    shape = constant.output(0).shape
-    if constant.output(0).element_type not in (ov.Type.f32, ov.Type.f16) or prod(shape) == 1:
+    """The kinds of its readers if all want float32 and use every number once, as an element or in a stack of matrices.
+
+    None of them for other constants, which stay part of the graph.
+    """
+    shape, readers = constant.output(0).shape, _readers(constant)
+    if constant.output(0).element_type not in _FLOATS or prod(shape) == 1:
         return set()
-    readers = {reader.get_node().get_type_name() for reader in _readers(constant)}
-    once = all(reader in _ELEMENTWISE or (reader == "MatMul" and prod(shape[:-2]) > 1) for reader in readers)
-    return readers if once else set()
+    if any(reader.get_element_type() != ov.Type.f32 for reader in readers):
+        return set()
+    kinds = {reader.get_node().get_type_name() for reader in readers}
+    is_stack = prod(shape[:-2]) > 1
+    return kinds if all(kind in ELEMENTWISE or (kind == "MatMul" and is_stack) for kind in kinds) else set()
 
 
 def _replace_by_input(model: ov.Model, constant: ov.Node, name: str, kind: ov.Type) -> None:
+    readers = _readers(constant)
     parameter = op.parameter(list(constant.output(0).shape), kind, name)
     parameter.output(0).get_tensor().set_names({name})
     source = parameter if kind == ov.Type.f32 else op.convert(parameter, ov.Type.f32)
-    for reader in _readers(constant):
+    for reader in readers:
         reader.replace_source_output(source.output(0))
     model.add_parameters([parameter])
 
 
-def _replace_by_copy(constant: ov.Node) -> NDArray[Any]:
-    """Its numbers, where the graph reads them from now on: what it was read from may go."""
-    values: NDArray[Any] = np.array(constant.data)
-    copied = op.constant(values, constant.output(0).element_type)
-    for reader in constant.output(0).get_target_inputs():
+def _replace_by_copy(constant: ov.Node) -> None:
+    """The same numbers in memory of their own: what the graph was read from may go."""
+    output = constant.output(0)
+    copied = Constant(ov.Tensor(np.array(constant.data), output.shape, output.element_type), shared_memory=False)
+    for reader in output.get_target_inputs():
         reader.replace_source_output(copied.output(0))
-    return values
 
 
 def _map_file(pieces: Iterable[Piece], size_bytes: int, folder: Path | None) -> mmap.mmap:
@@ -230,6 +258,6 @@ def _map_file(pieces: Iterable[Piece], size_bytes: int, folder: Path | None) -> 
             return mmap.mmap(file.fileno(), size_bytes)
     except OSError as error:
         raise OutputWriteError(
-            f"cannot put {size_bytes / 1e6:.1f} MB of a head aside in {folder or tempfile.gettempdir()}: "
+            f"cannot put {size_bytes / 1e6:.1f} MB of a head aside in {folder or 'the folder for temporary files'}: "
             f"{error.strerror or error}; free some space, choose another cache_dir, or give no memory_budget"
         ) from error

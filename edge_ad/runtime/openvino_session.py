@@ -1,4 +1,4 @@
-"""Sessions on OpenVINO: Intel CPU, GPU and NPU. With `openvino_program` the only module that imports it."""
+"""Sessions on OpenVINO: Intel CPU, GPU and NPU. In this room it and `openvino_program` import it."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class OpenvinoSession:
         self.device = ",".join(compiled.get_property("EXECUTION_DEVICES"))
         self.precision = _executed_precision(compiled)
         self.aside = constants is not None and constants.mapping is not None
-        ports = {port.any_name: _spec(port) for port in compiled.inputs}
-        self.inputs: Mapping[str, TensorSpec] = {name: spec for name, spec in ports.items() if name not in brought}
+        own = [port for port in compiled.inputs if port.any_name not in brought]
+        self.inputs: Mapping[str, TensorSpec] = {port.any_name: _spec(port) for port in own}
         self.outputs: Mapping[str, TensorSpec] = {port.any_name: _spec(port) for port in compiled.outputs}
         self.shared = shared
         self._constants = constants

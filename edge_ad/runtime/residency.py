@@ -71,7 +71,7 @@ class Slot:
     A frame asks for them in a cycle: keeping the most recently used ones would evict each just before its turn.
 
     Args:
-        openers: each opens one graph.
+        openers: each opens one graph; may grow until the first is taken.
     """
 
     def __init__(self, openers: Sequence[Callable[[], Session]]) -> None:
@@ -150,13 +150,16 @@ def open_in_turns(openers: Sequence[Opener], takers: Sequence[int]) -> list[Sess
 
     Each is opened once now, to fail now where it must.
     """
-    slot = Slot([partial(openers[index], True) for index in takers])
+    turns: list[Callable[[], Session]] = []
+    slot = Slot(turns)
     sessions: list[Session] = []
     try:
         for index, opener in enumerate(openers):
             session = opener(index in takers)
-            in_turn = index in takers and not session.aside
-            sessions.append(SlotSession(slot, takers.index(index), session) if in_turn else session)
+            if index in takers and not session.aside:
+                turns.append(partial(opener, True))
+                session = SlotSession(slot, len(turns) - 1, session)
+            sessions.append(session)
     except BaseException:
         for session in sessions:
             session.close()

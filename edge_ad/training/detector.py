@@ -20,6 +20,7 @@ from edge_ad.bundle.manifest import (
     Scale,
 )
 from edge_ad.errors import InputError
+from edge_ad.methods import method_class
 from edge_ad.methods.tile_model import TileModel
 from edge_ad.runtime.detector import Detector
 from edge_ad.tiling import SEAM_BAND, SEAM_SIGMA_PX
@@ -67,6 +68,7 @@ def run_manifest(run: RunFolder, normalisation: Normalisation) -> Manifest:
         golden=(),
         parity=(),
         parity_tolerance=0.0,
+        feature_axes=method_class(settings.method).feature_axes,
         provenance=Provenance(
             created_utc=_now().isoformat(timespec="seconds"),
             versions=_versions(),

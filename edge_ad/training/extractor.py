@@ -26,7 +26,7 @@ def extractor_model(model: TileModel, setup: Setup) -> TileModel:
         return model
     whole = create_model(model.name, setup.extractor_size, weights="none", **model.config)
     fill(whole.extractor, model.extractor.state_dict(), "the extractor")
-    FeatureWindows(setup.grid, {spec.name: spec for spec in shared_graph(whole).outputs})
+    FeatureWindows(setup.grid, {spec.name: spec for spec in shared_graph(whole).outputs}, whole.feature_axes)
     return whole.to(model.device)
 
 

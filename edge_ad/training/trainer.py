@@ -216,6 +216,7 @@ class EnsembleTrainer:
             on_batch,
             with_image=self.model.head_takes_image,
             image_features=self._image_features,
+            feature_axes=self.model.feature_axes,
         )
 
     @cached_property

@@ -24,7 +24,7 @@ def test_every_figure_by_hand():
     assert found["throughput, batch 16"] == (4000.0, 4000.0, 1.0)
     assert found["load"] == (120.0, 60.0, 0.5)
     assert found["peak resident, batch 1"] == (60.0, 60.0, 1.0)
-    assert "0.750 (0.750 to 0.750)" in changes_to_text(old, new)
+    assert "0.750 (0.750 to 0.750)" in changes_to_text(old, new, changes(old, new))
 
 
 def test_what_one_side_did_not_measure_is_left_out():
@@ -43,9 +43,9 @@ def test_reports_of_other_circumstances_are_doubted():
         bundle=replace(old.bundle, manifest_sha256="cd" * 32),
     )
     assert list(doubts(old, new)) == [
-        "another CPU: Test CPU before, Other CPU now",
-        "another engine and package versions: numpy 2.0 before, numpy 2.1 now",
-        f"another bundle: {'ab' * 32} before, {'cd' * 32} now",
+        "CPU: Test CPU before, Other CPU now",
+        "engine and package versions: numpy 2.0 before, numpy 2.1 now",
+        f"bundle: {'ab' * 32} before, {'cd' * 32} now",
     ]
     noisy = replace(old, latency=Latency(Timing((1.0, 9.0) * 100), STEADY, STEADY))
     assert [text.partition(":")[0] for text in doubts(noisy, old)] == ["old"] * 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from edge_ad.bundle.manifest import (
 )
 from edge_ad.errors import ManifestError, UnknownSchemaError
 from edge_ad.setups import Setup, Sharing
+from edge_ad.tiling import FeatureAxes
 
 GOLDEN = Path(__file__).with_name("golden_manifest.json")
 
@@ -74,6 +76,7 @@ MANIFEST = Manifest(
     parity=(Parity("f32", "CPU", 8, 0.001, 0.002, 0.003, 0.99, 0),),
     parity_tolerance=0.25,
     provenance=Provenance("2026-01-02T03:04:05+00:00", {"edge-ad": "0.1.0"}, 7, "ab" * 32, 59, "timm"),
+    feature_axes=FeatureAxes.NHWC,
 )
 
 
@@ -89,6 +92,12 @@ def test_a_manifest_of_before_global_models_is_read() -> None:
     plain = json.loads(GOLDEN.read_text())
     del plain["setup"]["global_model"], plain["normalisation"]["fusion"]
     assert Manifest.from_json(plain) == MANIFEST
+
+
+def test_a_manifest_of_before_feature_axes_means_channels_first() -> None:
+    plain = json.loads(GOLDEN.read_text())
+    del plain["feature_axes"]
+    assert Manifest.from_json(plain) == replace(MANIFEST, feature_axes=FeatureAxes.NCHW)
 
 
 def test_derived_parts() -> None:

@@ -21,6 +21,8 @@ from edge_ad.exporters.export import PARITY_IMAGES, ExportOptions, export_run
 from edge_ad.exporters.parity import TOLERANCES
 from edge_ad.methods.padim import REGULARISATION, SMOOTHING_SIGMA_PX
 from edge_ad.methods.tile_model import TileStream, location_seed
+from edge_ad.runtime.openvino_program import Constants
+from edge_ad.runtime.residency import loaded_bytes
 from edge_ad.runtime.session import ExecutionPrecision
 from edge_ad.runtime.sessions import open_session
 from edge_ad.runtime.verify import verify_bundle
@@ -132,12 +134,12 @@ def test_int8_heads_are_fitted_on_quantised_features(graph_format, bundle_of, tr
         got = {loc: (float(s[0]), m[0].copy()) for loc, s, m in detector.tiles(probe[None])}
     for location in SETUP.model_locations:
         rows, cols = SETUP.grid.window(location)
-        x = np.stack([embed(image[rows, cols]) for image in images.fit]).astype(np.float64)  # (n, d, h', w')
+        x = np.stack([embed(image[rows, cols]) for image in images.fit]).astype(np.float64)  # (n, h', w', d)
         y = embed(probe[rows, cols]) - x.mean(0)
-        distance = np.empty(y.shape[1:])
+        distance = np.empty(y.shape[:2])
         for i, j in np.ndindex(*distance.shape):
-            covariance = np.cov(x[:, :, i, j].T) + REGULARISATION * np.eye(x.shape[1])
-            distance[i, j] = np.sqrt(y[:, i, j] @ np.linalg.inv(covariance) @ y[:, i, j])
+            covariance = np.cov(x[:, i, j].T) + REGULARISATION * np.eye(x.shape[3])
+            distance[i, j] = np.sqrt(y[i, j] @ np.linalg.inv(covariance) @ y[i, j])
         upsampled = F.interpolate(torch.from_numpy(distance)[None, None], size=SETUP.tile_size, mode="bilinear")
         expected = scipy.ndimage.gaussian_filter(upsampled[0, 0].numpy(), SMOOTHING_SIGMA_PX)
         score, anomaly_map = got[location]
@@ -162,6 +164,26 @@ def test_a_bundle_can_be_moved(bundle_of, tmp_path):
     moved = shutil.copytree(bundle_of((Format.OPENVINO, Precision.FP32)), tmp_path / "elsewhere" / "b")
     with edge_ad.load(moved) as detector:
         verify_bundle(detector, read_bundle(moved))
+
+
+def test_heads_share_a_compiled_graph_and_leave_memory_where_a_budget_asks(tmp_path, monkeypatch):
+    run, images = tiny_run(tmp_path / "run", tile_setup((64, 96), (32, 48)))
+    export_run(run, images, tmp_path / "bundle", ExportOptions(precision=Precision.FP16))
+    bundle = read_bundle(tmp_path / "bundle")
+    forgotten = []
+    monkeypatch.setattr(Constants, "forget", lambda self: forgotten.append(self))
+    sizes = [loaded_bytes(graph) for graph in (bundle.manifest.shared, *bundle.manifest.heads)]
+    probe = images.held_out[:1]
+    with edge_ad.load(bundle.path) as plain:
+        expected = plain.raw(probe).maps.copy()
+        (shared,) = {id(head.shared): head.shared for head in plain.heads.values()}.values()
+        assert shared is not None
+        assert not any(head.aside for head in plain.heads.values())
+    with edge_ad.load(bundle.path, memory_budget=sizes[0] + 2 * max(sizes[1:])) as aside:
+        assert all(head.aside for head in aside.heads.values())
+        forgotten.clear()
+        np.testing.assert_array_equal(aside.raw(probe).maps, expected)
+        assert len(forgotten) == len(bundle.manifest.heads)
 
 
 def test_a_shared_model_has_one_head(tmp_path):

@@ -21,7 +21,9 @@ from edge_ad.tiling import TileGrid
 from edge_ad.training.torch_graph import shared_graph
 
 TILE = (32, 48)
-CONVOLUTIONS = 14  # of ResNet18 down to layer3, the stem not counted: 3 stages of 4, two projections
+# Of ResNet18 down to layer3, the stem not counted: 3 stages of 4, two projections, and the only choice of channels that
+# is as large
+CONVOLUTIONS = 14 + 1
 STEM_SHAPE = (64, 3, 7, 7)
 
 

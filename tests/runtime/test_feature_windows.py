@@ -13,25 +13,29 @@ from edge_ad.runtime.detector import Detector
 from edge_ad.runtime.feature_windows import FeatureWindows
 from edge_ad.runtime.session import TensorSpec
 from edge_ad.setups import ExtractorScope, make_setup
-from edge_ad.tiling import TileGrid
+from edge_ad.tiling import FeatureAxes, TileGrid
 
 GRID = TileGrid((20, 34), (12, 16), (8, 12))  # padded to (20, 40)
 
 
+@pytest.mark.parametrize("axes", FeatureAxes)
 @pytest.mark.parametrize("reduction", [1, 2, 4])
-def test_windows_are_those_of_the_tiles(reduction):
+def test_windows_are_those_of_the_tiles(reduction, axes):
     """A map whose values are their own pixel positions shows which part was cut."""
     height, width = (size // reduction for size in GRID.padded_size)
     rows, cols = np.mgrid[:height, :width] * reduction
-    whole = np.stack([rows, cols])[None].astype(np.float32)
-    windows = FeatureWindows(GRID, {"features": TensorSpec("features", whole.shape, "float32")})
-    assert windows.shapes == {"features": (2, 12 // reduction, 16 // reduction)}
+    last = axes is FeatureAxes.NHWC
+    whole = np.stack([rows, cols], axis=-1 if last else 0)[None].astype(np.float32)
+    windows = FeatureWindows(GRID, {"features": TensorSpec("features", whole.shape, "float32")}, axes)
+    size = 12 // reduction, 16 // reduction
+    assert windows.shapes == {"features": (*size, 2) if last else (2, *size)}
     for location in GRID.locations:
         top, left = location.row * 8, location.col * 12
         own = windows.cut({"features": whole}, location)["features"]
+        assert own.flags.c_contiguous
+        own = own.transpose(0, 3, 1, 2) if last else own
         np.testing.assert_array_equal(own[0, 0, :, 0], np.arange(top, top + 12, reduction))
         np.testing.assert_array_equal(own[0, 1, 0], np.arange(left, left + 16, reduction))
-        assert own.flags.c_contiguous
 
 
 @pytest.mark.parametrize(
@@ -40,7 +44,7 @@ def test_windows_are_those_of_the_tiles(reduction):
 )
 def test_tiles_between_two_positions_are_refused(positions, px):
     with pytest.raises(GeometryError, match=rf"use multiples of {px} px, or the extractor scope 'tile'"):
-        FeatureWindows(GRID, {"features": TensorSpec("features", (1, 2, *positions), "float32")})
+        FeatureWindows(GRID, {"features": TensorSpec("features", (1, 2, *positions), "float32")}, FeatureAxes.NCHW)
 
 
 def whole_detector(setup, batch_size=1):

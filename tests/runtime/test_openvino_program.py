@@ -131,6 +131,46 @@ def test_convolutions_are_compiled_as_they_are(tmp_path: Path) -> None:
     assert not session.aside
 
 
+@pytest.mark.parametrize(
+    "why", ["a body", "an int8 constant", "readers of another type", "an input of that name", "quotes"]
+)
+def test_graphs_in_which_a_difference_could_hide_are_compiled_as_they_are(tmp_path: Path, why: str) -> None:
+    features = op.parameter([1, 5000], ov.Type.f32, "features")
+    name, table = "features", np.ones(5000, np.float32)
+    value = op.add(features, op.constant(table))
+    if why == "a body":
+        inputs = [op.parameter([1, 5000], ov.Type.f32) for _ in range(2)]
+        bodies = [ov.Model([op.result(op.relu(each))], [each]) for each in inputs]
+        branch = op.if_op(op.constant(np.array(True)))
+        branch.set_then_body(bodies[0])
+        branch.set_else_body(bodies[1])
+        branch.set_input(value.output(0), *inputs)
+        value = branch.set_output(bodies[0].results[0], bodies[1].results[0]).get_node()
+    elif why == "an int8 constant":
+        value = op.multiply(value, op.convert(op.constant(np.ones(5000, np.int8)), ov.Type.f32))
+    elif why == "readers of another type":
+        value = op.add(op.convert(value, ov.Type.i32), op.convert(op.constant(table), ov.Type.i32))
+    elif why == "an input of that name":
+        name = "constant_0"
+    model = ov.Model([value], [features], "net")
+    model.inputs[0].get_tensor().set_names({name})
+    model.outputs[0].get_tensor().set_names({"scores"})
+    ov.save_model(model, str(tmp_path / "net.xml"), compress_to_fp16=False)
+    if why == "quotes":
+        text = (tmp_path / "net.xml").read_text()
+        (tmp_path / "net.xml").write_text(text.replace('name="net"', "name='net'"))
+    assert opened(tmp_path / "net.xml").shared is None
+
+
+def test_a_first_head_may_go_while_others_run(tmp_path: Path) -> None:
+    first = opened(write_head(tmp_path / "first.xml", numbers(0)))
+    second = opened(write_head(tmp_path / "second.xml", numbers(1)), like=first)
+    assert second.shared is first.shared
+    first.close()
+    features = np.random.default_rng(9).normal(size=(1, CHANNELS, POSITIONS)).astype(np.float32)
+    np.testing.assert_allclose(scores(second, features), expected(numbers(1), features), rtol=1e-5, atol=1e-5)
+
+
 def test_numbers_kept_aside_lie_in_a_file_without_a_name(tmp_path: Path) -> None:
     paths = [write_head(tmp_path / f"{seed}.xml", numbers(seed)) for seed in range(2)]
     folder = tmp_path / "aside"
@@ -168,4 +208,6 @@ def test_rounding_to_bfloat16_is_torchs(values: NDArray[np.float32]) -> None:
 def test_ties_round_to_even_and_nan_stays() -> None:
     ties = np.array([0x3F808000, 0x3F818000], np.uint32).view(np.float32)  # halfway between two bfloat16
     np.testing.assert_array_equal(as_bfloat16(ties), [0x3F80, 0x3F82])
-    assert as_bfloat16(np.array([np.nan], np.float32))[0] & 0x7FFF == 0x7FC0
+    nans = np.array([0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001], np.uint32).view(np.float32)
+    halves = np.array([0x7E00, 0x7FFF, 0xFFFF, 0x7C01], np.uint16).view(np.float16)
+    assert {*as_bfloat16(nans), *as_bfloat16(halves)} == {0x7FC0}

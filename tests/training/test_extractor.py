@@ -35,16 +35,16 @@ def whole_features(run, images):
 def test_heads_are_fitted_on_windows_of_the_whole_image_s_features(tmp_path):
     run, images = tiny_run(tmp_path / "run", SETUP)
     (embedding,) = whole_features(run, images.fit)
-    reduction = SETUP.image_size[0] // embedding.shape[2]
+    reduction = SETUP.image_size[0] // embedding.shape[1]
     model = run.model()
     for location in SETUP.grid.locations:
         top, left = (index * 32 // reduction for index in location)
-        own = embedding[:, :, top : top + 32 // reduction, left : left + 64 // reduction]
+        own = embedding[:, top : top + 32 // reduction, left : left + 64 // reduction]
         mean = run.head(model, location).state_dict()["mean"]
-        torch.testing.assert_close(mean, own.double().mean(0).flatten(1).float(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mean, own.double().mean(0).flatten(0, 1).float(), rtol=1e-4, atol=1e-5)
     # Not those of tiles by themselves: near a tile's edge the extractor sees what lies beyond
     (alone,) = model.extract(torch.from_numpy(images.fit[:, :32, :64].copy()))
-    assert not torch.allclose(alone, embedding[:, :, : 32 // reduction, : 64 // reduction], atol=1e-3)
+    assert not torch.allclose(alone, embedding[:, : 32 // reduction, : 64 // reduction], atol=1e-3)
 
 
 def test_features_of_an_image_are_extracted_once_for_all_tiles():

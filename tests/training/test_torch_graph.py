@@ -93,7 +93,7 @@ def test_graphs_of_a_method(trained):
     shared = shared_graph(model)
     graph = head_graph(model, run.head(model, Location(1, 1)), shared)
     assert shared.inputs == (TensorSpec("image", (1, 32, 48, 3), "uint8"),)
-    assert shared.outputs == (TensorSpec("embedding", (1, 9, 8, 12), "float32"),)
+    assert shared.outputs == (TensorSpec("embedding", (1, 8, 12, 9), "float32"),)
     assert {spec.name: spec.shape for spec in graph.outputs} == {"anomaly_map": (1, 1, 32, 48), "pred_score": (1,)}
     # 96 positions, 9 channels, 7 tiles: mean, weight, 6 directions of 9
     assert graph.parameters == 9 * 96 + 96 + 96 * 6 * 9

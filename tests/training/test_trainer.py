@@ -45,7 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def mean_embedding(run: RunFolder, images: np.ndarray, locations: tuple[Location, ...]) -> np.ndarray:
-    """What PaDiM's head calls ``mean``, (d, P), by numpy: crops of a zero-padded copy, averaged in float64."""
+    """What PaDiM's head calls ``mean``, (P, d), by numpy: crops of a zero-padded copy, averaged in float64."""
     setup = run.settings.setup
     (height, width), (padded_height, padded_width) = setup.image_size, setup.grid.padded_size
     padded = np.pad(images, ((0, 0), (0, padded_height - height), (0, padded_width - width), (0, 0)))
@@ -57,7 +57,7 @@ def mean_embedding(run: RunFolder, images: np.ndarray, locations: tuple[Location
         top, left = location.row * setup.stride[0], location.col * setup.stride[1]
         crops.append(padded[:, top : top + setup.tile_size[0], left : left + setup.tile_size[1]])
     (embedding,) = run.model().extract(torch.from_numpy(np.ascontiguousarray(np.concatenate(crops))))
-    return embedding.double().mean(0).flatten(1).numpy()
+    return embedding.double().mean(0).flatten(0, 1).numpy()
 
 
 def assert_fitted_on(run: RunFolder, images: np.ndarray, model: Location, locations: tuple[Location, ...]) -> None:
