@@ -116,8 +116,7 @@ class Spade(TileModel):
     Args:
         tile_size: (h, w) pixels.
         backbone, layers, weights: see `Backbone`. The deepest layer is averaged for retrieval, the others are compared;
-            strides
-            8, 16 and 32 where none are named.
+            strides 8, 16 and 32 where none are named.
         gallery: most training tiles remembered.
         neighbours: tiles retrieved, K; all of them where the gallery has fewer.
         map_score: score a tile by its map's maximum, else by the distance to the tiles retrieved, as the paper does.

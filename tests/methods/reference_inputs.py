@@ -50,6 +50,23 @@ def features(count: int, channels: int, height: int, width: int, number: int = 0
     return 2 * waves((count, channels, height, width), 7 + number)
 
 
+def tiles_of_layers() -> tuple[list[Tensor], list[Tensor]]:
+    """Features of eight training tiles and of two others, (N, C, h', w') of four layers each, shallow to deep.
+
+    Cubes of the index modulo a prime: without a pattern, whose nearest vectors would all be alike. All are whole 64ths
+    between -2 and 3, which half precision holds exactly, and so it does means over the four positions of the deepest.
+    Training tiles 4 to 7 mirror the first four about 1/2: that is every channel's mean, so vectors relative to it are
+    64ths as well.
+    """
+    train, test = [], []
+    for shape in ((6, 20, 10), (12, 10, 10), (24, 5, 4), (16, 2, 2)):
+        index = torch.arange(6 * math.prod(shape)).view(6, *shape)
+        values = (index**3 % 65537 % 257 - 128) / 64
+        train.append(torch.cat([values[:4], 1 - values[:4]]))
+        test.append(values[4:])
+    return train, test
+
+
 def sample(values: Tensor, count: int = 12) -> list[float]:
     """A dozen of ``values``, evenly over all of them, and their mean at the end."""
     flat = values.detach().double().flatten()

@@ -1,9 +1,9 @@
 """Run the public implementations on the weights and inputs of `reference_inputs`, and store some of what they make.
 
-    python tests/methods/reference/make.py efficient_ad|ast|cfa CLONE
+    python tests/methods/reference/make.py efficient_ad|ast|cfa|spade CLONE
 
 CLONE is a clone of the repository named below. Of its code nothing is kept here but numbers. Packages it imports and
-does not need for a forward pass are replaced by nothing; CFA's needs einops.
+does not need for a forward pass are replaced by nothing; CFA's needs einops, SPADE's scikit-learn and matplotlib.
 """
 
 from __future__ import annotations
@@ -12,21 +12,24 @@ import importlib
 import json
 import subprocess
 import sys
+import tempfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from reference_inputs import features, fill, pictures, sample  # noqa: E402
+from reference_inputs import features, fill, pictures, sample, tiles_of_layers  # noqa: E402
 
 UNUSED = (
-    *("torchvision", "torchvision.datasets", "torchvision.transforms"),
+    *("torchvision", "torchvision.datasets", "torchvision.models", "torchvision.transforms"),
     *("tifffile", "efficientnet_pytorch", "scipy.ndimage.morphology", "skimage", "skimage.measure"),
 )
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of ImageNet
@@ -135,6 +138,69 @@ def cfa() -> dict[str, Any]:
     }
 
 
+def spade() -> dict[str, Any]:
+    """https://github.com/byungjae89/SPADE-pytorch: all of ``src/main.py`` but its network, data, curves and figures.
+
+    Images are their numbers, and the network looks their features up. K is 5 and maps are 224 x 224, as theirs. The
+    gallery is compared in hundreds of vectors, and what is left over is not compared at all; here nothing is left over.
+    """
+    sys.path.insert(0, f"{sys.path[0]}/src")
+    code = importlib.import_module("main")
+    train, test = tiles_of_layers()
+
+    class Network(nn.Module):
+        """The hooks of the script are on what it is made of."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer1, self.layer2, self.layer3 = (nn.Sequential(nn.Identity()) for _ in range(3))
+            self.avgpool = nn.AdaptiveAvgPool2d(1)
+
+        def forward(self, numbers: Tensor) -> None:
+            """Numbers of test tiles come after those of training tiles."""
+            for layer, *values in zip(self.children(), train, test, strict=True):
+                layer(torch.cat(values)[numbers])
+
+    def tiles(class_name: str, is_train: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Batches of three."""
+        first, count = (0, len(train[0])) if is_train else (len(train[0]), len(test[0]))
+        numbers = torch.arange(first, first + count)
+        return [(part, torch.zeros(len(part)), torch.zeros(len(part), 1, 224, 224)) for part in numbers.split(3)]
+
+    def distance_of_channels(one: Tensor, other: Tensor) -> Tensor:
+        """`torch.pairwise_distance` along axis 1, as it was in 2020; now it is along the last, of a map its columns."""
+        return torch.pairwise_distance(one.movedim(1, -1), other.movedim(1, -1))
+
+    def topk(*arguments: Any, **options: Any) -> Any:
+        retrieved.append(torch.topk(*arguments, **options))
+        return retrieved[-1]
+
+    retrieved: list[Any] = []
+    code.torch = MagicMock(wraps=torch, topk=topk, pairwise_distance=distance_of_channels)
+    code.F = MagicMock(wraps=F)
+    code.wide_resnet50_2 = lambda **_: Network()
+    code.mvtec = Namespace(CLASS_NAMES=["tiles"], MVTecDataset=tiles)
+    code.DataLoader = lambda batches, **_: batches
+    code.tqdm = lambda iterable, *_: iterable
+    code.roc_curve = MagicMock(return_value=(0, 0, 0))
+    code.roc_auc_score = MagicMock(return_value=0.0)
+    code.precision_recall_curve = MagicMock(return_value=np.zeros((3, 1)))
+    code.plt, code.visualize_loc_result = MagicMock(), MagicMock()
+    code.plt.subplots.return_value = (MagicMock(), MagicMock())
+    with tempfile.TemporaryDirectory() as folder:
+        code.parse_args = lambda: Namespace(top_k=5, save_path=folder)
+        code.main()
+    ((distances, nearest),) = retrieved
+    before_upsampling = [call.args[0] for call in code.F.interpolate.call_args_list]  # three layers of a tile in turn
+    return {
+        "nearest": nearest.tolist(),
+        "distances": sample(distances),
+        "scores": sample(torch.from_numpy(code.roc_curve.call_args_list[0].args[1])),
+        **{f"layer{k + 1}": sample(torch.cat(before_upsampling[k::3])) for k in range(3)},
+        "map": sample(torch.from_numpy(np.stack(code.visualize_loc_result.call_args.args[2]))),
+    }
+
+
 def by_line(record: dict[str, Any], opened: str) -> str:
     """JSON with a key a line, those of ``record[opened]`` too."""
     texts = {key: by_line(value, "") if key == opened else json.dumps(value) for key, value in record.items()}
@@ -145,7 +211,7 @@ def main(method: str, clone: str) -> None:
     """Write METHOD.json beside this file."""
     commit = subprocess.run(["git", "-C", clone, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     sys.path.insert(0, clone)
-    make = {"efficient_ad": efficient_ad, "ast": ast, "cfa": cfa}[method]
+    make = {"efficient_ad": efficient_ad, "ast": ast, "cfa": cfa, "spade": spade}[method]
     stored = {
         "repository": str(make.__doc__).split(": ")[0],
         "commit": commit.stdout.strip(),
