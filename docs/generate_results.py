@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edge_ad.experiment.config import Variant
 from edge_ad.experiment.record import Outcome, Record
 from edge_ad.experiment.store import Store
+from edge_ad.setups import SETUPS
 
 PAGE = Path(__file__).with_name("results.md")
 LINES = Path(__file__).with_name("results")
@@ -40,10 +41,11 @@ def aupro(outcome: Outcome) -> float | None:
 
 
 def table(records: Sequence[Record]) -> str:
-    """A row per method and setup, in the order of the lines."""
+    """A row per method and setup, setups in the paper's order."""
     header = ("method", "setup", "seeds", *SETS.values(), "mean", "int8: mean", "drop", "training, s")
     lines = [_row(header), _row(["---", "---", *("---:" for _ in header[2:])])]
-    for method, setup in dict.fromkeys((record.identity.method, record.identity.setup) for record in records):
+    rows = {(record.identity.method, record.identity.setup) for record in records}
+    for method, setup in sorted(rows, key=lambda row: (row[0], list(SETUPS).index(row[1]))):
         of_row = [r for r in records if (r.identity.method, r.identity.setup) == (method, setup)]
         lines.append(_row(_cells(method, setup, of_row)))
     return "\n".join(lines)
