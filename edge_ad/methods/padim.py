@@ -54,10 +54,16 @@ class PadimExtractor(nn.Module):
         """Embedding (N, h', w', d) float32 of ``image`` uint8 (N, h, w, 3)."""
         maps = self.backbone(image)
         size = maps[0].shape[-2:]
-        chosen = [F.conv2d(part, getattr(self, f"choice_{i}")) for i, part in enumerate(maps)]
+        chosen = [(part, choice) for part, choice in zip(maps, self.choices, strict=True) if len(choice)]
+        parts = (F.conv2d(part, choice) for part, choice in chosen)
         # Nearest: deeper maps are replicated, as the fold/unfold of the reference code does
-        embedding = torch.cat([chosen[0], *(F.interpolate(part, size=size) for part in chosen[1:])], dim=1)
-        return (embedding.permute(0, 2, 3, 1),)
+        replicated = [part if part.shape[-2:] == size else F.interpolate(part, size=size) for part in parts]
+        return (torch.cat(replicated, dim=1).permute(0, 2, 3, 1),)
+
+    @property
+    def choices(self) -> list[Tensor]:
+        """Of every layer (k, C, 1, 1): ones where its k channels are; k may be 0."""
+        return [getattr(self, f"choice_{index}") for index in range(len(self.backbone.features))]
 
 
 class PadimHead(nn.Module):

@@ -137,7 +137,15 @@ def test_the_seed_chooses_the_channels():
 
 
 def _channels(model):
-    return [getattr(model.extractor, f"choice_{i}")[..., 0, 0].argmax(1) for i in range(3)]
+    return [choice[..., 0, 0].argmax(1) for choice in model.extractor.choices]
+
+
+def test_a_layer_of_which_no_channel_is_drawn():
+    seeds = (
+        create_model("padim", (32, 48), weights="none", backbone="resnet18", dimensions=2, seed=s) for s in range(99)
+    )
+    bare = next(model for model in seeds if not len(model.extractor.choices[0]))
+    assert bare.extract(torch.zeros(1, 32, 48, 3, dtype=torch.uint8))[0].shape == (1, 8, 12, 2)
 
 
 def test_the_embedding_replicates_deeper_maps(model):
