@@ -1,6 +1,6 @@
 """Where the time of an image goes inside a bundle's graphs: by kind of operation, as OpenVINO counts it.
 
-    python benchmarks/experiments/profile.py BUNDLE [--runs 50] [--at-least 2]
+    python benchmarks/experiments/profile_graphs.py BUNDLE [--runs 50] [--at-least 2]
 
 The extractor and the first head are compiled with counters, as the runtime would compile them alone, and run on noise;
 counting slows them a little, so read shares. All heads are taken to be like the first.
