@@ -49,15 +49,15 @@ class PadimExtractor(nn.Module):
             inside = (channels >= starts[index]) & (channels < starts[index + 1])
             chosen = F.one_hot(channels[inside] - starts[index], spec.channels)
             self.register_buffer(f"choice_{index}", chosen[..., None, None].float())
+        self.layers = [index for index, choice in enumerate(self.choices) if len(choice)]
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
         """Embedding (N, h', w', d) float32 of ``image`` uint8 (N, h, w, 3)."""
         maps = self.backbone(image)
         size = maps[0].shape[-2:]
-        chosen = [(part, choice) for part, choice in zip(maps, self.choices, strict=True) if len(choice)]
-        parts = (F.conv2d(part, choice) for part, choice in chosen)
+        chosen = {index: F.conv2d(maps[index], self.choices[index]) for index in self.layers}
         # Nearest: deeper maps are replicated, as the fold/unfold of the reference code does
-        replicated = [part if part.shape[-2:] == size else F.interpolate(part, size=size) for part in parts]
+        replicated = [F.interpolate(part, size=size) if index else part for index, part in chosen.items()]
         return (torch.cat(replicated, dim=1).permute(0, 2, 3, 1),)
 
     @property
