@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edge_ad.benchmarks.ratio import Ratio, ratio_of_medians
-from edge_ad.benchmarks.report import BenchmarkReport
+from edge_ad.benchmarks.report import BenchmarkReport, in_words
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _differences(old: BenchmarkReport, new: BenchmarkReport) -> Iterator[str]:
 
 
 def _told(value: object) -> str:
-    return ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
+    return in_words(value) if isinstance(value, dict) else str(value)
 
 
 def _mib(size_bytes: int | None) -> float | None:

@@ -14,7 +14,7 @@ from edge_ad.benchmarks import environment
 from edge_ad.benchmarks.environment import Environment
 from edge_ad.benchmarks.frame import benchmark_frame
 from edge_ad.benchmarks.ratio import Ratio, ratio_of_medians
-from edge_ad.benchmarks.report import float_parts
+from edge_ad.benchmarks.report import float_parts, in_words
 from edge_ad.benchmarks.timing import Timing, check_counts, time_interleaved
 from edge_ad.bundle.files import MANIFEST_NAME, sha256_file
 from edge_ad.errors import InputError
@@ -57,9 +57,7 @@ class Comparison:
     def warnings(self) -> tuple[str, ...]:
         """Reasons not to trust the figures."""
         of_timings = (f"{name}: {text}" for name, timing in self.timings.items() for text in timing.warnings())
-        told = {
-            name: ", ".join(f"{role} {kind}" for role, kind in each.items()) for name, each in self.executed.items()
-        }
+        told = {name: in_words(each) for name, each in self.executed.items()}
         unlike = "; ".join(f"{name}: {text}" for name, text in told.items()) if len(set(told.values())) > 1 else ""
         return (
             *self.environment.warnings(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,6 +139,11 @@ def float_parts(detector: Detector) -> dict[str, str]:
     shared = {"shared": detector.shared.precision} if detector.shared else {}
     heads = dict.fromkeys(head.precision for head in detector.heads.values())
     return {**shared, "heads": " and ".join(heads)}
+
+
+def in_words(facts: Mapping[str, str]) -> str:
+    """Facts in one line, such as versions or what `float_parts` found."""
+    return ", ".join(f"{key} {value}" for key, value in facts.items())
 
 
 def bundle_facts(manifest: Manifest, manifest_sha256: str, manifest_size_bytes: int) -> BundleFacts:
