@@ -51,6 +51,7 @@ class Distillation:
         steps, batch_size, learning_rate: the paper's.
         image_px: side of the squares that photographs are resized to.
         seed: of weights, batches and grey photographs.
+        bf16: run both networks in bfloat16, weights stay float32: three times the speed on a CPU that multiplies it.
     """
 
     size: str = "s"
@@ -62,6 +63,7 @@ class Distillation:
     learning_rate: float = LEARNING_RATE
     image_px: int = IMAGE_PX
     seed: int = 0
+    bf16: bool = False
 
     def __post_init__(self) -> None:
         numbers = ("steps", "batch_size", "learning_rate", "image_px")
@@ -156,9 +158,10 @@ class _Student:
         chosen = rng.integers(len(self.files), size=self.settings.batch_size)
         images = [read_image(self.files[index]) for index in chosen]
         images = [_grey(image) if rng.random() < GREY_SHARE else image for image in images]
-        (described,) = self.teacher(self._batch(images, self.settings.image_px))
         wanted = (self.target(images) - self.mean) / self.std
-        loss = (wanted - described).square().mean()
+        with self._products():
+            (described,) = self.teacher(self._batch(images, self.settings.image_px))
+        loss = (wanted - described.float()).square().mean()
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
@@ -167,12 +170,16 @@ class _Student:
     @torch.no_grad()
     def target(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
         """The embedding (n, C, h', w') at the positions of the network, not normalised."""
-        maps = self.source(self._batch(images, 2 * self.settings.image_px))
-        embedding = patch_embedding(maps, self.channels)
+        with self._products():
+            maps = self.source(self._batch(images, 2 * self.settings.image_px))
+        embedding = patch_embedding([each.float() for each in maps], self.channels)
         size = positions((self.settings.image_px, self.settings.image_px), mirror=True)
         if embedding.shape[2:] != size:
             embedding = torch.nn.functional.interpolate(embedding, size=size, mode="bilinear")
         return embedding
+
+    def _products(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16)
 
     def _batch(self, images: Sequence[NDArray[np.uint8]], side: int) -> Tensor:
         return torch.from_numpy(np.stack([resize(image, (side, side)) for image in images])).to(self.device)

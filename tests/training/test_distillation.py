@@ -1,5 +1,7 @@
 """Teachers: the embedding against plain numpy, the same teacher after a kill, and what is refused."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -103,6 +105,19 @@ def test_the_loss_falls(photographs, tmp_path):
         torch.manual_seed(0)
         losses.append(distil(photographs, tmp_path / f"{settings.steps}.safetensors", settings))
     assert losses[1] < 0.9 * losses[0]
+
+
+def test_bf16_is_for_products_alone(photographs, tmp_path):
+    """Other roundings, the same road: what is stored stays float32 and the loss follows float32's."""
+    losses, weights = [], []
+    for settings in (SETTINGS, dataclasses.replace(SETTINGS, bf16=True)):
+        torch.manual_seed(0)
+        output = tmp_path / f"{settings.bf16}.safetensors"
+        losses.append(distil(photographs, output, settings))
+        weights.append(load_tensors(output))
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert {value.dtype for value in weights[1].values()} == {torch.float32}
+    assert not torch.equal(weights[0]["0.weight"], weights[1]["0.weight"])
 
 
 def test_other_settings_or_photographs_are_not_mixed(photographs, tmp_path):
