@@ -64,6 +64,7 @@ def _differences(old: BenchmarkReport, new: BenchmarkReport) -> Iterator[str]:
         ("system", old.environment.os, new.environment.os),
         ("Python", old.environment.python, new.environment.python),
         ("threads asked for", old.config.threads, new.config.threads),
+        ("memory budget", old.config.memory_budget, new.config.memory_budget),
         ("frame", old.config.frame, new.config.frame),
         ("execution precision", old.executed, new.executed),
         ("engine and package versions", old.environment.versions, new.environment.versions),

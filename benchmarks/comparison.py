@@ -31,7 +31,7 @@ class Comparison:
     """Latencies at batch 1 of several bundles, from the image in host memory to the anomaly map, interleaved.
 
     Attributes:
-        precision, threads: as asked for; None: the engine's choice.
+        precision, threads, memory_budget: as asked for; None: the engine's choice, and everything stays loaded.
         warmup: untimed rounds before.
         timings: by bundle.
         manifests: SHA-256 of their manifests.
@@ -46,6 +46,7 @@ class Comparison:
     timings: Mapping[str, Timing]
     manifests: Mapping[str, str]
     executed: Mapping[str, Mapping[str, str]]
+    memory_budget: str | None = None
 
     @property
     def ratios(self) -> dict[str, Ratio]:
@@ -79,6 +80,7 @@ def run_comparison(
     precision: ExecutionPrecision = ExecutionPrecision.AUTO,
     threads: int | None = None,
     require_signature: Path | None = None,
+    memory_budget: str | None = None,
     warmup: int,
     iterations: int,
     progress: Progress = no_progress,
@@ -87,7 +89,7 @@ def run_comparison(
 
     Args:
         bundles: folders; each is called by its name, or by its path as given where two have the same name.
-        device, precision, threads, require_signature: see `edge_ad.load`.
+        device, precision, threads, require_signature, memory_budget: see `edge_ad.load`; the budget is each bundle's.
 
     Raises:
         InputError: no run would be timed, or a bundle twice.
@@ -104,7 +106,14 @@ def run_comparison(
     with ExitStack() as opened:
         detectors: list[Detector] = [
             opened.enter_context(
-                edge_ad.load(path, device, precision=precision, threads=threads, require_signature=require_signature)
+                edge_ad.load(
+                    path,
+                    device,
+                    precision=precision,
+                    threads=threads,
+                    require_signature=require_signature,
+                    memory_budget=memory_budget,
+                )
             )
             for path in bundles
         ]
@@ -122,4 +131,5 @@ def run_comparison(
             timings,
             {name: sha256_file(path / MANIFEST_NAME) for name, path in zip(names, bundles, strict=True)},
             {name: float_parts(detector) for name, detector in zip(names, detectors, strict=True)},
+            memory_budget,
         )

@@ -213,6 +213,7 @@ def _environment(report: BenchmarkReport) -> tuple[tuple[str, str], ...]:
         ("CPUs", f"{machine.usable_cpus} usable of {machine.logical_cpus}"),
         ("CPU quota", _number(machine.cpu_quota, "g", none="none")),
         ("inference threads", "the engine's choice" if threads is None else str(threads)),
+        ("memory budget", report.config.memory_budget or "none"),
         ("governor", machine.governor or "unknown"),
         ("load average before", _number(machine.load_average, ".2f")),
         ("memory", _mib(machine.memory_bytes)),

@@ -15,7 +15,7 @@ from edge_ad.errors import InputError
 from edge_ad.records import from_plain, to_plain
 from edge_ad.runtime.detector import Detector
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Config:
     threads: int | None  # None: the engine's choice
     schedule: Schedule
     frame: str  # which image was fed, in words
+    memory_budget: str | None = None  # as asked for; None: everything stays loaded
 
 
 @dataclass(frozen=True)

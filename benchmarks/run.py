@@ -36,6 +36,7 @@ def run_benchmark(
     precision: ExecutionPrecision = ExecutionPrecision.AUTO,
     threads: int | None = None,
     require_signature: Path | None = None,
+    memory_budget: str | None = None,
     warmup: int = WARMUP,
     iterations: int = ITERATIONS,
     batch: int | None = None,
@@ -46,7 +47,7 @@ def run_benchmark(
 
     Args:
         bundle: the bundle folder.
-        device, precision, threads, require_signature: see `edge_ad.load`.
+        device, precision, threads, require_signature, memory_budget: see `edge_ad.load`.
         warmup, iterations: runs at batch 1; others than the protocol's mark the report as shortened.
         batch: images per throughput run, the protocol's where None; 0 measures no throughput.
         throughput_iterations: timed throughput runs; as many as ``iterations`` where None.
@@ -65,7 +66,13 @@ def run_benchmark(
     )
     load_average, before_load_bytes = environment.load_average(), memory.resident_bytes()
     open_detector = partial(
-        edge_ad.load, bundle, device, precision=precision, threads=threads, require_signature=require_signature
+        edge_ad.load,
+        bundle,
+        device,
+        precision=precision,
+        threads=threads,
+        require_signature=require_signature,
+        memory_budget=memory_budget,
     )
 
     detector, load_ms = _timed(open_detector)
@@ -87,7 +94,7 @@ def run_benchmark(
     return BenchmarkReport(
         schema_version=SCHEMA_VERSION,
         protocol=schedule.protocol(manifest.method.name),
-        config=Config(bundle.resolve().name, device, str(precision), threads, schedule, frame),
+        config=Config(bundle.resolve().name, device, str(precision), threads, schedule, frame, memory_budget),
         environment=environment.read_environment(device_name, load_average),
         bundle=bundle_facts(manifest, sha256_file(bundle / MANIFEST_NAME), (bundle / MANIFEST_NAME).stat().st_size),
         executed=in_words,

@@ -25,6 +25,9 @@ Timed = TypeVar("Timed")
 @click.option("--iterations", type=int, default=1000, show_default=True, help="Timed runs at batch 1.")
 @click.option("--throughput-iterations", type=int, help="Timed throughput runs.  [default: as --iterations]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of inference.  [default: the engine's]")
+@click.option(
+    "--memory-budget", metavar="SIZE", help="Heads that do not fit, such as in 300MB, take turns.  [default: all fit]"
+)
 @click.option("--json", "json_path", type=click.Path(allow_dash=True), help="Write every sample here; - for stdout.")
 @click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), help="Write the tables here.")
 @click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write one self-contained page here.")
@@ -39,6 +42,7 @@ def command(
     iterations: int,
     throughput_iterations: int | None,
     threads: int | None,
+    memory_budget: str | None,
     json_path: str | None,
     markdown_path: Path | None,
     html_path: Path | None,
@@ -64,6 +68,7 @@ def command(
             precision=ExecutionPrecision(precision),
             threads=threads,
             require_signature=require_signature,
+            memory_budget=memory_budget,
             warmup=warmup,
             iterations=iterations,
             progress=_show_progress,

@@ -23,9 +23,9 @@ def bundle(tmp_path, monkeypatch):
     write_manifest(folder, make_manifest())
     detectors = []
 
-    def load(path, device, *, precision, threads, batch_size=1, require_signature=None):
+    def load(path, device, *, precision, threads, batch_size=1, require_signature=None, memory_budget=None):
         assert path == folder
-        detectors.append((make_detector(make_manifest(), batch_size), device, str(precision), threads))
+        detectors.append((make_detector(make_manifest(), batch_size), device, str(precision), threads, memory_budget))
         return detectors[-1][0]
 
     monkeypatch.setattr(edge_ad, "load", load, raising=False)
@@ -46,8 +46,8 @@ def test_a_whole_run(bundle):
         folder, "NOWHERE", threads=2, warmup=2, iterations=3, batch=5, progress=lambda *step: told.append(step)
     )
     assert [(detector.batch_size, *rest) for detector, *rest in detectors] == [
-        (1, "NOWHERE", "auto", 2),
-        (5, "NOWHERE", "auto", 2),
+        (1, "NOWHERE", "auto", 2, None),
+        (5, "NOWHERE", "auto", 2, None),
     ]
     assert all(session.closed for detector, *_ in detectors for session in detector.sessions)
     first, second = (detector.shared.seen for detector, *_ in detectors)
@@ -128,10 +128,11 @@ def test_files_are_written(bundle, tmp_path):
 
 def test_every_option_reaches_the_run(bundle):
     folder, detectors = bundle
-    options = ("-d", "GPU.1", "--precision", "f32", "--threads", 3, "--throughput-iterations", 4, "--json", "-")
+    options = ("-d", "GPU.1", "--precision", "f32", "--threads", 3, "--throughput-iterations", 4, "--json", "-", *("--memory-budget", "3MB"))
     report = BenchmarkReport.from_json(json.loads(invoke(folder, *QUICK, *options).stdout))
-    assert detectors[0][1:] == ("GPU.1", "f32", 3)
-    assert (report.config.device, report.config.precision, report.config.threads) == ("GPU.1", "f32", 3)
+    assert [given for _, *given in detectors] == 2 * [["GPU.1", "f32", 3, "3MB"]]
+    config = report.config
+    assert (config.device, config.precision, config.threads, config.memory_budget) == ("GPU.1", "f32", 3, "3MB")
     assert report.throughput.runs.count == 4
 
 
