@@ -65,15 +65,19 @@ VERIFY_TOLERANCE = 0.02  # of the distance from low to threshold
 
 @dataclass(frozen=True)
 class Writer:
-    """How a format converts a torch graph and writes the result; ``write`` returns the files, the one to open first."""
+    """How a format converts a torch graph and writes the result; ``write`` returns the files, the one to open first.
+
+    ``multiplies_int8``: whether its engine multiplies stacks of matrices in int8 where `TileModel.in_int8` asks for it.
+    """
 
     convert: Callable[[TorchGraph], Any]
     write: Callable[..., tuple[Path, ...]]
+    multiplies_int8: bool
 
 
 WRITERS = {
-    Format.OPENVINO: Writer(openvino_ir.convert, openvino_ir.write),
-    Format.ONNX: Writer(onnx_graph.convert, onnx_graph.write),
+    Format.OPENVINO: Writer(openvino_ir.convert, openvino_ir.write, multiplies_int8=True),
+    Format.ONNX: Writer(onnx_graph.convert, onnx_graph.write, multiplies_int8=False),
 }
 
 
@@ -177,16 +181,17 @@ def _write_graphs(
                 head = model.adapt(head, own, seed)
             else:
                 head = model.refit(head, own, seed) if same_images else model.fit(own, seed)
-        graph = head_graph(model, head, tile_features)
+        whole = model.in_int8(head) if quantised and writer.multiplies_int8 else None
+        graph = head_graph(model, whole or head, tile_features)
         converted, stored = writer.convert(graph), options.precision
         if quantised and model.head_int8 is HeadInt8.QUANTISE:
             feeds = head_feeds(own, [spec.name for spec in graph.inputs])
             converted = quantise(converted, feeds, options.format, MEASURING, fast=True)
-        elif quantised:
+        elif quantised and not whole:
             stored = Precision.FP16  # in float, stored in half precision
-        graphs.append(
-            _write(stage, writer, converted, graph, Role.HEAD, location, stored, keep_f32=model.head_keeps_f32)
-        )
+        # What is left in float beside products in int8 is cheap
+        keep_f32 = model.head_keeps_f32 or whole is not None
+        graphs.append(_write(stage, writer, converted, graph, Role.HEAD, location, stored, keep_f32=keep_f32))
     progress(1, 1, "exported")
     if isinstance(extract, EngineExtract):
         extract.session.close()

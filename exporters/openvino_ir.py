@@ -6,6 +6,7 @@ from pathlib import Path
 
 import openvino as ov
 
+from edge_ad.exporters.int8_products import store_int8
 from edge_ad.exporters.telemetry import no_telemetry
 from edge_ad.training.torch_graph import TorchGraph
 
@@ -18,6 +19,7 @@ def convert(graph: TorchGraph) -> ov.Model:
         port.get_tensor().set_names({spec.name})
     for port, spec in zip(model.outputs, graph.outputs, strict=True):
         port.get_tensor().set_names({spec.name})
+    store_int8(model)
     model.reshape({spec.name: ov.PartialShape([-1, *spec.shape[1:]]) for spec in graph.inputs})
     return model
 

@@ -216,6 +216,13 @@ class TileModel(ABC):
         """
         return head
 
+    def in_int8(self, head: nn.Module) -> nn.Module | None:
+        """``head`` with its products in int8, see `edge_ad.methods.eight_bits`; None where it stays as it is.
+
+        Only for engines that multiply stacks of matrices in int8.
+        """
+        return None
+
     @torch.no_grad()
     def extract(self, image: Tensor) -> Sequence[Tensor]:
         """Features of ``image`` uint8 (N, h, w, 3) by the torch extractor, on `device`."""

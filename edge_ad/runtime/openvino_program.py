@@ -32,10 +32,10 @@ from edge_ad.errors import OutputWriteError
 ELEMENTWISE = frozenset({"Add", "Subtract", "Multiply", "Divide"})
 OPERATIONS = ELEMENTWISE | {
     *("Parameter", "Result", "Constant", "Convert", "Reshape", "Squeeze", "Unsqueeze", "Transpose"),
-    *("MatMul", "ReduceSum", "ReduceMean", "ReduceMax", "Relu", "Sqrt", "Power"),
+    *("MatMul", "FakeQuantize", "ReduceSum", "ReduceMean", "ReduceMax", "Relu", "Sqrt", "Power"),
 }
 _FLOATS = (ov.Type.f32, ov.Type.f16)
-_NUMPY_TYPES = (*_FLOATS, ov.Type.i32, ov.Type.i64)  # of others numpy gives bits, not numbers
+_NUMPY_TYPES = (*_FLOATS, ov.Type.i8, ov.Type.i32, ov.Type.i64)  # of others numpy gives bits, not numbers
 _KINDS = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 _F16_MAX = float(np.finfo(np.float16).max)
 _NAME = re.compile(rb'(<layer id="\d+"|<net) name="[^"]*"')  # numbered anew by every conversion
@@ -132,9 +132,9 @@ def make_program(core: ov.Core, graph: GraphFiles, model: ov.Model, precision: s
     if any(name.startswith(_PREFIX) for port in model.inputs for name in port.names):
         return None
     bound = {
-        index: _KINDS[precision] if readers == {"MatMul"} else ov.Type.f32
+        index: kind
         for index, constant in enumerate(constants)
-        if (readers := _readers_if_once(constant))
+        if (kind := _kind_of_input(constant, _KINDS[precision])) is not None
     }
     if 2 * sum(constants[index].get_byte_size() for index in bound) <= sum(each.get_byte_size() for each in constants):
         return None
@@ -205,33 +205,45 @@ def _constants(model: ov.Model) -> list[ov.Node]:
 
 
 def _readers(constant: ov.Node) -> list[ov.Input]:
-    """What reads a constant, past the conversion of one that is stored in fewer bits."""
+    """What reads a constant, past the conversion of one that is stored in fewer bits and the scale of whole numbers."""
     readers = list(constant.output(0).get_target_inputs())
     if [reader.get_node().get_type_name() for reader in readers] == ["Convert"]:
-        return list(readers[0].get_node().output(0).get_target_inputs())
+        readers = list(readers[0].get_node().output(0).get_target_inputs())
+    if constant.output(0).element_type == ov.Type.i8 and len(readers) == 1:
+        scaled = readers[0].get_node()
+        if scaled.get_type_name() == "Multiply" and prod(scaled.input(1).get_shape()) == 1:
+            readers = list(scaled.output(0).get_target_inputs())
     return readers
 
 
-def _readers_if_once(constant: ov.Node) -> set[str]:
-    """The kinds of its readers if all want float32 and use every number once, as an element or in a stack of matrices.
+def _kind_of_input(constant: ov.Node, computed: ov.Type) -> ov.Type | None:
+    """The type of the input that ``constant`` may become, or None where it stays part of the graph.
 
-    None of them for other constants, which stay part of the graph.
+    It may if all its readers want float32 and use every number once, as an element or in a stack of matrices.
+
+    Args:
+        computed: what the device multiplies matrices in; those of whole numbers stay int8.
     """
-    shape, readers = constant.output(0).shape, _readers(constant)
-    if constant.output(0).element_type not in _FLOATS or prod(shape) == 1:
-        return set()
+    shape, readers, stored = constant.output(0).shape, _readers(constant), constant.output(0).element_type
+    if stored not in (*_FLOATS, ov.Type.i8) or prod(shape) == 1 or not readers:
+        return None
     if any(reader.get_element_type() != ov.Type.f32 for reader in readers):
-        return set()
+        return None
     kinds = {reader.get_node().get_type_name() for reader in readers}
     is_stack = prod(shape[:-2]) > 1
-    return kinds if all(kind in ELEMENTWISE or (kind == "MatMul" and is_stack) for kind in kinds) else set()
+    if stored == ov.Type.i8:
+        return ov.Type.i8 if kinds == {"MatMul"} and is_stack else None
+    if not all(kind in ELEMENTWISE or (kind == "MatMul" and is_stack) for kind in kinds):
+        return None
+    return computed if kinds == {"MatMul"} else ov.Type.f32
 
 
 def _replace_by_input(model: ov.Model, constant: ov.Node, name: str, kind: ov.Type) -> None:
-    readers = _readers(constant)
+    whole = kind == ov.Type.i8  # what converts and scales them is how the engine knows whole numbers: it stays
+    readers = list(constant.output(0).get_target_inputs()) if whole else _readers(constant)
     parameter = op.parameter(list(constant.output(0).shape), kind, name)
     parameter.output(0).get_tensor().set_names({name})
-    source = parameter if kind == ov.Type.f32 else op.convert(parameter, ov.Type.f32)
+    source = parameter if whole or kind == ov.Type.f32 else op.convert(parameter, ov.Type.f32)
     for reader in readers:
         reader.replace_source_output(source.output(0))
     model.add_parameters([parameter])

@@ -128,7 +128,19 @@ def test_files_are_written(bundle, tmp_path):
 
 def test_every_option_reaches_the_run(bundle):
     folder, detectors = bundle
-    options = ("-d", "GPU.1", "--precision", "f32", "--threads", 3, "--throughput-iterations", 4, "--json", "-", *("--memory-budget", "3MB"))
+    options = (
+        "-d",
+        "GPU.1",
+        "--precision",
+        "f32",
+        "--threads",
+        3,
+        "--throughput-iterations",
+        4,
+        "--json",
+        "-",
+        *("--memory-budget", "3MB"),
+    )
     report = BenchmarkReport.from_json(json.loads(invoke(folder, *QUICK, *options).stdout))
     assert [given for _, *given in detectors] == 2 * [["GPU.1", "f32", 3, "3MB"]]
     config = report.config

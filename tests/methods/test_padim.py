@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from edge_ad.errors import BackboneError, InputError, NonFiniteValuesError, TooFewImagesError
 from edge_ad.methods import create_model
-from edge_ad.methods.padim import REGULARISATION, deflate
+from edge_ad.methods.padim import REGULARISATION, SATURATION, deflate
 from edge_ad.methods.smoothing import UpsampleSmooth
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.tiling import Location, TileGrid
@@ -96,6 +96,37 @@ def test_a_lower_rank_levels_the_smallest_eigenvalues():
     gain, directions = (value[0].numpy() for value in deflate(torch.from_numpy(covariance[None]), 5))
     inverse = gain**2 * (np.eye(13) - directions.T @ directions)
     np.testing.assert_allclose(inverse, vectors @ np.diag(1 / values) @ vectors.T, atol=1e-4)
+
+
+@torch.no_grad()
+def test_in_int8_it_is_the_distance_of_a_point_close_by(model, images):
+    """Rounded by hand, then the exact head: what the rows of B lose to eight bits moves it by 1.5 % at most."""
+    head = model.fit(stream(model, images), seed=0)
+    embedding = model.extract(torch.from_numpy(images[:4, 32:, :48].copy()))[0]
+    unit = head.deviations() * SATURATION / 127
+    steps = ((embedding.flatten(1, 2) - head.mean) / unit).round()
+    assert steps.abs().max() < 127  # nothing saturates here
+    expected = head((head.mean + steps * unit).reshape(embedding.shape))[0]
+    found = model.in_int8(head)(embedding)[0]
+    assert ((found - expected).abs() / expected).max() < 0.02
+    assert not torch.equal(found, expected)
+
+
+@torch.no_grad()
+def test_deviations_are_those_of_the_features(model, images):
+    head = model.fit(stream(model, images), seed=0)
+    embedding = model.extract(torch.from_numpy(images[:, 32:, :48].copy()))[0].flatten(1, 2)
+    expected = (embedding.var(0) + REGULARISATION).sqrt()
+    torch.testing.assert_close(head.deviations(), expected, rtol=1e-3, atol=0)
+
+
+@torch.no_grad()
+def test_in_int8_a_feature_saturates(model, images):
+    head = model.fit(stream(model, images), seed=0)
+    in_int8, far = model.in_int8(head), 128 / 127 * SATURATION * head.deviations()  # the negative end has one step more
+    at_the_end, beyond = ((head.mean - times * far).reshape(1, *model.positions, -1) for times in (1, 9))
+    assert torch.equal(in_int8(at_the_end)[0], in_int8(beyond)[0])
+    assert head(beyond)[1] > 5 * head(at_the_end)[1]
 
 
 def test_rank_is_what_the_tiles_can_span(model, images):

@@ -98,6 +98,36 @@ def _runs_in(kind: str) -> bool:
     return {"bf16": "BF16", "f16": "FP16"}[kind] in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_matrices_in_int8_are_brought_as_they_are(tmp_path: Path, batch_size: int) -> None:
+    paths, heads = [], [np.random.default_rng(seed).integers(-127, 128, (64, 32, 48), np.int8) for seed in range(2)]
+    for index, head in enumerate(heads):
+        features = op.parameter([-1, 64, 48], ov.Type.f32, "features")
+        ends = [op.constant(np.float32(end)) for end in (-8, 127 / 16) * 2]
+        whole = op.transpose(op.fake_quantize(features, *ends, 256), [1, 2, 0])
+        matrices = op.multiply(op.convert(op.constant(head), ov.Type.f32), op.constant(np.float32(1 / 128)))
+        model = ov.Model([op.transpose(op.matmul(matrices, whole, False, False), [2, 0, 1])], [features], "head")
+        model.inputs[0].get_tensor().set_names({"features"})
+        model.outputs[0].get_tensor().set_names({"scores"})
+        paths.append(tmp_path / f"{index}.xml")
+        ov.save_model(model, str(paths[-1]))
+    first = opened(paths[0], batch_size=batch_size)
+    second = opened(paths[1], batch_size=batch_size, like=first)
+    assert first.shared is not None
+    assert second.shared is first.shared
+    values = np.random.default_rng(9).normal(size=(batch_size, 64, 48)).astype(np.float32)
+    rounded = np.rint(values * 16).clip(-128, 127) / 16
+    for head, session in zip(heads * 2, [first, second] * 2, strict=True):
+        expected = np.einsum("prc,npc->npr", head / np.float32(128), rounded)
+        np.testing.assert_allclose(scores(session, values), expected, rtol=1e-5, atol=1e-4)
+    kernels = {
+        node.get_rt_info()["layerType"].astype(str): node
+        for node in first.shared.compiled.get_runtime_model().get_ops()
+    }
+    if "INT8" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert kernels["MatMul"].get_rt_info()["primitiveType"].astype(str).endswith("i8")
+
+
 def test_a_head_that_differs_in_more_gets_a_graph_of_its_own(tmp_path: Path) -> None:
     first = opened(write_head(tmp_path / "first.xml", numbers(0)))
     table = TABLE + 1
@@ -132,7 +162,7 @@ def test_convolutions_are_compiled_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "why", ["a body", "an int8 constant", "readers of another type", "an input of that name", "quotes"]
+    "why", ["a body", "a constant of eight bits unsigned", "readers of another type", "an input of that name", "quotes"]
 )
 def test_graphs_in_which_a_difference_could_hide_are_compiled_as_they_are(tmp_path: Path, why: str) -> None:
     features = op.parameter([1, 5000], ov.Type.f32, "features")
@@ -146,8 +176,8 @@ def test_graphs_in_which_a_difference_could_hide_are_compiled_as_they_are(tmp_pa
         branch.set_else_body(bodies[1])
         branch.set_input(value.output(0), *inputs)
         value = branch.set_output(bodies[0].results[0], bodies[1].results[0]).get_node()
-    elif why == "an int8 constant":
-        value = op.multiply(value, op.convert(op.constant(np.ones(5000, np.int8)), ov.Type.f32))
+    elif why == "a constant of eight bits unsigned":
+        value = op.multiply(value, op.convert(op.constant(np.ones(5000, np.uint8)), ov.Type.f32))
     elif why == "readers of another type":
         value = op.add(op.convert(value, ov.Type.i32), op.convert(op.constant(table), ov.Type.i32))
     elif why == "an input of that name":
