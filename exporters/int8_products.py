@@ -1,7 +1,7 @@
 """Products whose numbers have eight bits already, stored so that OpenVINO runs them in int8.
 
 `edge_ad.methods.eight_bits` makes them in torch, where they are float32. The converter keeps them so; here a constant
-of whole multiples of `WEIGHT_STEP` becomes a byte per number, converted and scaled, which is how the engine knows
+of whole multiples of `STEP` becomes a byte per number, converted and scaled, which is how the engine knows
 weights. Without the scale it takes a stack of matrices for float.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from edge_ad.methods.eight_bits import LARGEST, WEIGHT_STEP
+from edge_ad.methods.eight_bits import LARGEST, STEP
 
 _MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze")
 
@@ -25,10 +25,10 @@ def store_int8(model: ov.Model) -> None:
             continue
         for constant, other in _sides(product):
             if constant.get_type_name() == "Constant" and _origin(other).get_type_name() == "FakeQuantize":
-                whole = constant.data / np.float32(WEIGHT_STEP)
+                whole = constant.data / np.float32(STEP)
                 if (np.abs(whole) <= LARGEST).all() and (whole == np.rint(whole)).all():
                     stored = op.convert(op.constant(whole.astype(np.int8)), ov.Type.f32)
-                    scaled = op.multiply(stored, op.constant(np.float32(WEIGHT_STEP)))
+                    scaled = op.multiply(stored, op.constant(np.float32(STEP)))
                     for reader in constant.output(0).get_target_inputs():
                         reader.replace_source_output(scaled.output(0))
 

@@ -32,7 +32,19 @@ from edge_ad.errors import OutputWriteError
 ELEMENTWISE = frozenset({"Add", "Subtract", "Multiply", "Divide"})
 OPERATIONS = ELEMENTWISE | {
     *("Parameter", "Result", "Constant", "Convert", "Reshape", "Squeeze", "Unsqueeze", "Transpose"),
-    *("MatMul", "FakeQuantize", "ReduceSum", "ReduceMean", "ReduceMax", "Relu", "Sqrt", "Power"),
+    *(
+        "MatMul",
+        "FakeQuantize",
+        "ReduceSum",
+        "ReduceMean",
+        "ReduceMax",
+        "Relu",
+        "Sqrt",
+        "Power",
+        "Abs",
+        "Clamp",
+        "Maximum",
+    ),
 }
 _FLOATS = (ov.Type.f32, ov.Type.f16)
 _NUMPY_TYPES = (*_FLOATS, ov.Type.i8, ov.Type.i32, ov.Type.i64)  # of others numpy gives bits, not numbers

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_ad.exporters import openvino_ir
-from edge_ad.methods.eight_bits import WEIGHT_STEP, rounded, whole_rows
+from edge_ad.methods.eight_bits import STEP, rounded, whole_rows
 from edge_ad.runtime.session import TensorSpec
 from edge_ad.training.torch_graph import TorchGraph
 
@@ -27,7 +27,7 @@ class Product(nn.Module):
         self.rounds = rounds
 
     def forward(self, features: Tensor) -> Tensor:
-        values = rounded(features, 1 / 16) if self.rounds else features
+        values = rounded(features / 16) if self.rounds else features
         return (self.matrices @ values.permute(1, 2, 0)).permute(2, 0, 1)
 
 
@@ -91,7 +91,7 @@ def test_the_engine_multiplies_them_in_int8(tmp_path: Path) -> None:
 def test_other_products_stay_in_float(tmp_path: Path, why: str) -> None:
     whole = whole_rows(matrices())[0]
     if why == "not whole":
-        whole[0, 0, 0] += WEIGHT_STEP / 2
+        whole[0, 0, 0] += STEP / 2
     elif why == "too large":
         whole[0, 0, 0] = 1.0
     assert stored(written(Product(whole, rounds=why != "the features are not rounded"), tmp_path)) == "f32"
@@ -99,7 +99,7 @@ def test_other_products_stay_in_float(tmp_path: Path, why: str) -> None:
 
 def test_rows_are_whole_and_close() -> None:
     values, scale = whole_rows(matrices())
-    whole = values / WEIGHT_STEP
+    whole = values / STEP
     assert torch.equal(whole, whole.round())
     assert whole.abs().amax(-1).eq(127).all()
-    assert ((values * scale - matrices()).abs() <= scale * WEIGHT_STEP / 2 * 1.0001).all()
+    assert ((values * scale - matrices()).abs() <= scale * STEP / 2 * 1.0001).all()

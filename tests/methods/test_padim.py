@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from edge_ad.errors import BackboneError, InputError, NonFiniteValuesError, TooFewImagesError
 from edge_ad.methods import create_model
-from edge_ad.methods.padim import REGULARISATION, SATURATION, deflate
+from edge_ad.methods.padim import REGULARISATION, deflate
 from edge_ad.methods.smoothing import UpsampleSmooth
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.tiling import Location, TileGrid
@@ -103,10 +103,11 @@ def test_in_int8_it_is_the_distance_of_a_point_close_by(model, images):
     """Rounded by hand, then the exact head: what the rows of B lose to eight bits moves it by 1.5 % at most."""
     head = model.fit(stream(model, images), seed=0)
     embedding = model.extract(torch.from_numpy(images[:4, 32:, :48].copy()))[0]
-    unit = head.deviations() * SATURATION / 127
-    steps = ((embedding.flatten(1, 2) - head.mean) / unit).round()
-    assert steps.abs().max() < 127  # nothing saturates here
-    expected = head((head.mean + steps * unit).reshape(embedding.shape))[0]
+    unit = head.deviations()
+    centred = (embedding.flatten(1, 2) - head.mean) / unit
+    step = centred.abs().amax(2, keepdim=True) / 127 * unit
+    steps = ((embedding.flatten(1, 2) - head.mean) / step).round()
+    expected = head((head.mean + steps * step).reshape(embedding.shape))[0]
     found = model.in_int8(head)(embedding)[0]
     assert ((found - expected).abs() / expected).max() < 0.02
     assert not torch.equal(found, expected)
@@ -121,12 +122,13 @@ def test_deviations_are_those_of_the_features(model, images):
 
 
 @torch.no_grad()
-def test_in_int8_a_feature_saturates(model, images):
+def test_in_int8_nothing_saturates(model, images):
     head = model.fit(stream(model, images), seed=0)
-    in_int8, far = model.in_int8(head), 128 / 127 * SATURATION * head.deviations()  # the negative end has one step more
-    at_the_end, beyond = ((head.mean - times * far).reshape(1, *model.positions, -1) for times in (1, 9))
-    assert torch.equal(in_int8(at_the_end)[0], in_int8(beyond)[0])
-    assert head(beyond)[1] > 5 * head(at_the_end)[1]
+    in_int8, way = model.in_int8(head), torch.randn(head.mean.shape, generator=torch.Generator().manual_seed(0))
+    near, far = (in_int8((head.mean + times * way).reshape(1, *model.positions, -1))[0] for times in (1, 1000))
+    torch.testing.assert_close(far, 1000 * near, rtol=1e-3, atol=0)
+    at_the_mean, score = in_int8(head.mean.reshape(1, *model.positions, -1))
+    assert at_the_mean.abs().max() == score == 0
 
 
 def test_rank_is_what_the_tiles_can_span(model, images):
