@@ -1,6 +1,8 @@
-"""Writes the accuracy tables of docs/results.md from the results of experiments in docs/results/: ``make docs``.
+"""Writes tables of docs/results.md from the results of experiments in docs/results/: ``make docs``.
 
-    <!-- table: methods -->            the lines of docs/results/methods.jsonl, one row per method and setup
+    <!-- table: methods -->            accuracy by docs/results/methods.jsonl, one row per method and setup
+    <!-- end -->
+    <!-- costs: latency -->            what bundles cost by docs/results/latency.jsonl, the same
     <!-- end -->
 
 Such a file is the ``results.jsonl`` of ``edge-ad experiment``: in an experiment's folder it is continued from there.
@@ -25,7 +27,7 @@ PAGE = Path(__file__).with_name("results.md")
 LINES = Path(__file__).with_name("results")
 SETS = {"bsdata": "BSData", "magnetic_tile": "magnetic tile", "casting512": "casting", "kolektorsdd": "KolektorSDD"}
 RESAMPLES = 1000
-BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (table|costs): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Measure = Callable[[Outcome], float | None]
 
@@ -44,11 +46,27 @@ def table(records: Sequence[Record]) -> str:
     """A row per method and setup, setups in the paper's order."""
     header = ("method", "setup", "seeds", *SETS.values(), "mean", "int8: mean", "drop", "training, s")
     lines = [_row(header), _row(["---", "---", *("---:" for _ in header[2:])])]
+    lines += [_row(_cells(method, setup, of_row)) for method, setup, of_row in _rows(records)]
+    return "\n".join(lines)
+
+
+def costs(records: Sequence[Record]) -> str:
+    """What the bundle of a method and setup costs, as `edge-ad benchmark` found; a line each."""
+    header = ("method", "setup", "end to end, ms", "over bare graphs", "peak, MiB", "load, ms", "bundle, MB")
+    lines = [_row(header), _row(["---", "---", *("---:" for _ in header[2:])])]
+    for method, setup, of_row in _rows(records):
+        for outcome in (record.outcome for record in of_row if record.outcome and record.outcome.benchmark):
+            found, size, peak = outcome.benchmark, outcome.size_bytes, outcome.benchmark.resident_peak_bytes
+            figures = f"{found.latency_median_ms:.1f}", f"{found.bare_ratio:.2f}", f"{peak / 2**20:.0f}"
+            lines.append(_row([method, setup, *figures, f"{found.load_ms:.0f}", f"{size / 1e6:.0f}"]))
+    return "\n".join(lines)
+
+
+def _rows(records: Sequence[Record]) -> Iterable[tuple[str, str, list[Record]]]:
+    """Methods and setups, the latter in the paper's order, with their records."""
     rows = {(record.identity.method, record.identity.setup) for record in records}
     for method, setup in sorted(rows, key=lambda row: (row[0], list(SETUPS).index(row[1]))):
-        of_row = [r for r in records if (r.identity.method, r.identity.setup) == (method, setup)]
-        lines.append(_row(_cells(method, setup, of_row)))
-    return "\n".join(lines)
+        yield method, setup, [r for r in records if (r.identity.method, r.identity.setup) == (method, setup)]
 
 
 def _cells(method: str, setup: str, records: Sequence[Record]) -> Iterable[str]:
@@ -137,8 +155,9 @@ def render(page: str) -> str:
     """``page`` with its tables anew."""
 
     def block(found: re.Match[str]) -> str:
-        records = list(Store(LINES / f"{found[2]}.jsonl").read().values())
-        return f"{found[1]}{table(records)}\n{found[3]}"
+        records = list(Store(LINES / f"{found[3]}.jsonl").read().values())
+        written = {"table": table, "costs": costs}[found[2]](records)
+        return f"{found[1]}{written}\n{found[4]}"
 
     return BLOCK.sub(block, page)
 

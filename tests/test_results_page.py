@@ -16,5 +16,5 @@ def test_the_tables_are_those_of_the_lines():
 
 def test_every_file_of_lines_is_shown():
     generator = runpy.run_path(str(GENERATOR))
-    shown = {found[2] for found in generator["BLOCK"].finditer(generator["PAGE"].read_text(encoding="utf-8"))}
+    shown = {found[3] for found in generator["BLOCK"].finditer(generator["PAGE"].read_text(encoding="utf-8"))}
     assert {path.stem for path in generator["LINES"].glob("*.jsonl")} == shown
