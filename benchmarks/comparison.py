@@ -23,7 +23,7 @@ from edge_ad.records import to_plain
 from edge_ad.runtime.detector import Detector
 from edge_ad.runtime.session import ExecutionPrecision
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)

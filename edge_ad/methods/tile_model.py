@@ -50,7 +50,7 @@ class Losses:
 class HeadInt8(StrEnum):
     """What becomes of a head in an int8 bundle, whose extractor is quantised. Found by measurement, per method."""
 
-    REFIT = "refit"  # stays in float, fitted anew on the quantised extractor's features: statistics, banks
+    REFIT = "refit"  # fitted anew on the quantised extractor's features: statistics, banks; in float, or `in_int8`
     KEEP = "keep"  # stays in float as trained, but for what `TileModel.adapt` sets
     QUANTISE = "quantise"  # likewise, its convolutions in int8; all else in float
 

@@ -32,22 +32,10 @@ from edge_ad.errors import OutputWriteError
 ELEMENTWISE = frozenset({"Add", "Subtract", "Multiply", "Divide"})
 OPERATIONS = ELEMENTWISE | {
     *("Parameter", "Result", "Constant", "Convert", "Reshape", "Squeeze", "Unsqueeze", "Transpose"),
-    *(
-        "MatMul",
-        "FakeQuantize",
-        "ReduceSum",
-        "ReduceMean",
-        "ReduceMax",
-        "Relu",
-        "Sqrt",
-        "Power",
-        "Abs",
-        "Clamp",
-        "Maximum",
-    ),
+    *("MatMul", "FakeQuantize", "ReduceSum", "ReduceMean", "ReduceMax", "Relu", "Sqrt", "Power", "Abs", "Maximum"),
 }
 _FLOATS = (ov.Type.f32, ov.Type.f16)
-_NUMPY_TYPES = (*_FLOATS, ov.Type.i8, ov.Type.i32, ov.Type.i64)  # of others numpy gives bits, not numbers
+_NUMPY_TYPES = (*_FLOATS, ov.Type.i32, ov.Type.i64)  # of others numpy gives bits, not numbers
 _KINDS = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 _F16_MAX = float(np.finfo(np.float16).max)
 _NAME = re.compile(rb'(<layer id="\d+"|<net) name="[^"]*"')  # numbered anew by every conversion
@@ -139,15 +127,13 @@ def make_program(core: ov.Core, graph: GraphFiles, model: ov.Model, precision: s
     if any(node.get_type_name() not in OPERATIONS for node in model.get_ordered_ops()):
         return None
     constants = _constants(model)
-    if any(constant.output(0).element_type not in _NUMPY_TYPES for constant in constants):
-        return None
     if any(name.startswith(_PREFIX) for port in model.inputs for name in port.names):
         return None
-    bound = {
-        index: kind
-        for index, constant in enumerate(constants)
-        if (kind := _kind_of_input(constant, _KINDS[precision])) is not None
-    }
+    kinds = [_kind_of_input(constant, _KINDS[precision]) for constant in constants]
+    fixed = (constant for constant, kind in zip(constants, kinds, strict=True) if kind is None)
+    if any(constant.output(0).element_type not in _NUMPY_TYPES for constant in fixed):
+        return None
+    bound = {index: kind for index, kind in enumerate(kinds) if kind is not None}
     if 2 * sum(constants[index].get_byte_size() for index in bound) <= sum(each.get_byte_size() for each in constants):
         return None
     return Program(core, graph, model, bound)

@@ -91,6 +91,14 @@ def test_one_extractor_and_a_head_per_location(kind, bundle_of):
     assert max(size[Role.HEAD]) < min(size[Role.SHARED])  # no second backbone
 
 
+@pytest.mark.parametrize("precision", Precision)
+def test_heads_share_one_compiled_graph(precision, bundle_of):
+    with edge_ad.load(bundle_of((Format.OPENVINO, precision))) as detector:
+        first, *others = detector.heads.values()
+        assert first.shared is not None
+        assert all(head.shared is first.shared for head in others)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_parity_is_reported_in_every_precision_that_ran(kind, bundle_of):
     manifest = read_bundle(bundle_of(kind)).manifest

@@ -162,7 +162,7 @@ def test_convolutions_are_compiled_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "why", ["a body", "a constant of eight bits unsigned", "readers of another type", "an input of that name", "quotes"]
+    "why", ["a body", "an int8 constant", "readers of another type", "an input of that name", "quotes"]
 )
 def test_graphs_in_which_a_difference_could_hide_are_compiled_as_they_are(tmp_path: Path, why: str) -> None:
     features = op.parameter([1, 5000], ov.Type.f32, "features")
@@ -176,8 +176,8 @@ def test_graphs_in_which_a_difference_could_hide_are_compiled_as_they_are(tmp_pa
         branch.set_else_body(bodies[1])
         branch.set_input(value.output(0), *inputs)
         value = branch.set_output(bodies[0].results[0], bodies[1].results[0]).get_node()
-    elif why == "a constant of eight bits unsigned":
-        value = op.multiply(value, op.convert(op.constant(np.ones(5000, np.uint8)), ov.Type.f32))
+    elif why == "an int8 constant":
+        value = op.multiply(value, op.convert(op.constant(np.ones(5000, np.int8)), ov.Type.f32))
     elif why == "readers of another type":
         value = op.add(op.convert(value, ov.Type.i32), op.convert(op.constant(table), ov.Type.i32))
     elif why == "an input of that name":
