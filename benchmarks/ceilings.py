@@ -13,6 +13,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
+from edge_ad.benchmarks import nvidia_probe
 from edge_ad.benchmarks.environment import usable_cpus
 from edge_ad.benchmarks.timing import time_interleaved
 from edge_ad.bundle.manifest import Graph, Manifest, Precision
@@ -80,6 +81,18 @@ def measure_ceilings(device: str, precisions: Iterable[str], threads: int | None
                 )
                 for precision in precisions
             ]
+    if nvidia_probe.knows(device) and find_spec("onnx"):
+        from edge_ad.benchmarks import onnxruntime_probe
+
+        compute += [
+            ComputeCeiling(
+                precision,
+                onnxruntime_probe.matmul_flops_per_s(device, precision) / 1e9,
+                f"{onnxruntime_probe.ENGINE} matrix product on {device}",
+            )
+            for precision in precisions
+            if onnxruntime_probe.knows(precision)
+        ]
     if device != "CPU":
         return Ceilings(tuple(compute), None)
     compute.append(ComputeCeiling("f32", _matmul_flops_per_s() / 1e9, "numpy matrix product"))

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from edge_ad.benchmarks import nvidia_probe
 from edge_ad.runtime.devices import list_devices
 
 PACKAGES = ("edge-ad", "numpy", "opencv-python-headless", "openvino", "onnxruntime", "onnxruntime-gpu")
@@ -140,10 +141,14 @@ def _versions() -> dict[str, str]:
 
 
 def _device_name(device: str) -> str:
+    if nvidia_probe.knows(device):
+        return nvidia_probe.full_name(device) or device
     return next((info.full_name for info in list_devices() if info.name == device), device)
 
 
 def _driver(device: str) -> str | None:
+    if nvidia_probe.knows(device):
+        return nvidia_probe.driver(device)
     if not find_spec("openvino"):
         return None
     from edge_ad.benchmarks import openvino_probe

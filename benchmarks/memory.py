@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from edge_ad.benchmarks import nvidia_probe
+
 _STATUS = Path("/proc/self/status")
 
 
@@ -39,6 +41,8 @@ def peak_resident_bytes() -> int | None:
 
 def device_bytes(device: str) -> int | None:
     """Memory held on ``device``, as the session reports it; None where no engine tells."""
+    if nvidia_probe.knows(device):
+        return nvidia_probe.memory_bytes(device)
     if device == "CPU" or not find_spec("openvino"):
         return None
     from edge_ad.benchmarks import openvino_probe

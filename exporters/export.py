@@ -152,7 +152,8 @@ def _write_graphs(
         progress(0, 1, "quantising the extractor")
         tiles = calibration_tiles(extractor_stream(setup, images.fit, extractor.extract, REFIT_BATCH))
         converted = quantise(converted, [{"image": tile[None]} for tile in tiles], options.format)
-    graphs = [_write(stage, writer, converted, shared, Role.SHARED, None, options.precision)]
+    halved = options.precision is Precision.FP16
+    graphs = [_write(stage, writer, converted, shared, Role.SHARED, None, options.precision, half_arithmetic=halved)]
 
     extract: Extract = extractor.extract
     if quantised:
@@ -191,7 +192,20 @@ def _write_graphs(
             stored = Precision.FP16  # in float, stored in half precision
         # What is left in float beside products in int8 is cheap
         keep_f32 = model.head_keeps_f32 or whole is not None
-        graphs.append(_write(stage, writer, converted, graph, Role.HEAD, location, stored, keep_f32=keep_f32))
+        half_arithmetic = halved and not keep_f32
+        graphs.append(
+            _write(
+                stage,
+                writer,
+                converted,
+                graph,
+                Role.HEAD,
+                location,
+                stored,
+                keep_f32=keep_f32,
+                half_arithmetic=half_arithmetic,
+            )
+        )
     progress(1, 1, "exported")
     if isinstance(extract, EngineExtract):
         extract.session.close()
@@ -208,9 +222,10 @@ def _write(
     precision: Precision,
     *,
     keep_f32: bool = False,
+    half_arithmetic: bool,
 ) -> Graph:
     stem = stage / "graphs" / (location.name if location else "shared")
-    files = writer.write(converted, stem, half=precision is not Precision.FP32)
+    files = writer.write(converted, stem, half=precision is not Precision.FP32, half_arithmetic=half_arithmetic)
     return Graph(
         role=role,
         location=(location.row, location.col) if location else None,

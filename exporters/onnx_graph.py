@@ -15,7 +15,10 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
+from edge_ad.runtime.onnxruntime_session import ARITHMETIC
+from edge_ad.runtime.session import ExecutionPrecision
 from edge_ad.training.torch_graph import TorchGraph
 
 OPSET = 18
@@ -51,15 +54,18 @@ def _dynamic_batch(graph: TorchGraph, batch: Any) -> tuple[Any, ...]:
     return shapes if named == len(arguments) else (*shapes[:named], shapes[named:])
 
 
-def write(model: onnx.ModelProto, stem: Path, *, half: bool) -> tuple[Path, ...]:
+def write(model: onnx.ModelProto, stem: Path, *, half: bool, half_arithmetic: bool = False) -> tuple[Path, ...]:
     """Write one self-contained ``stem``.onnx (protobuf bounds it to 2 GB) and return it.
 
     Args:
         model: the graph; changed where ``half``.
         stem: path without suffix.
         half: store float32 weights in half precision, see `halve_storage`.
+        half_arithmetic: compute in half precision as well, see `halve_arithmetic`.
     """
-    if half:
+    if half_arithmetic:
+        model = halve_arithmetic(model)
+    elif half:
         halve_storage(model)
     path = stem.with_suffix(".onnx")
     onnx.save_model(model, path, save_as_external_data=False)
@@ -69,8 +75,7 @@ def write(model: onnx.ModelProto, stem: Path, *, half: bool) -> tuple[Path, ...]
 def halve_storage(model: onnx.ModelProto) -> None:
     """Store float32 weights as float16 and cast them back where they are read: half the file, float32 arithmetic.
 
-    ONNX Runtime folds the casts when it loads. The arithmetic stays in float32 because its CPU provider has no half
-    precision convolution.
+    ONNX Runtime folds the casts when it loads.
     """
     casts = []
     for tensor in model.graph.initializer:
@@ -82,6 +87,16 @@ def halve_storage(model: onnx.ModelProto) -> None:
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+def halve_arithmetic(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph computing in half precision, its inputs and outputs as they were; it says so in its metadata.
+
+    Sessions on a GPU run it so. On the CPU the engine casts what goes into each operation and what comes out.
+    """
+    halved: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True)
+    halved.metadata_props.add(key=ARITHMETIC, value=ExecutionPrecision.F16)
+    return halved
 
 
 @contextlib.contextmanager

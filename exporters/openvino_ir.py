@@ -24,7 +24,7 @@ def convert(graph: TorchGraph) -> ov.Model:
     return model
 
 
-def write(model: ov.Model, stem: Path, *, half: bool) -> tuple[Path, ...]:
+def write(model: ov.Model, stem: Path, *, half: bool, half_arithmetic: bool = False) -> tuple[Path, ...]:
     """Write ``stem``.xml and .bin and return both.
 
     Args:
@@ -32,6 +32,7 @@ def write(model: ov.Model, stem: Path, *, half: bool) -> tuple[Path, ...]:
         stem: path without suffix.
         half: store float constants in half precision. openvino.save_model does so unless told otherwise, which would
             make an "fp32" export something else.
+        half_arithmetic: nothing is done for it: the engine computes every graph in the precision asked of the device.
     """
     path = stem.with_suffix(".xml")
     try:

@@ -58,7 +58,7 @@ alpha_option = click.option(
     "--alpha", type=click.Choice(ALPHAS), default="drop", show_default=True, help="Alpha channels."
 )
 device_option = click.option(
-    "-d", "--device", default="CPU", show_default=True, help="CPU, GPU, GPU.1, NPU, AUTO, CUDA, CUDA:1."
+    "-d", "--device", default="CPU", show_default=True, help="CPU, GPU, GPU.1, NPU, AUTO, CUDA, CUDA:1, TENSORRT."
 )
 precision_option = click.option(
     "--precision",

@@ -10,6 +10,7 @@ string                 engine        meaning
 ``HETERO:A,B``         OpenVINO      one graph over A and B, by what each supports
 ``MULTI:A,B``          OpenVINO      A and B take turns
 ``CUDA``, ``CUDA:1``   ONNX Runtime  the first, or the numbered, NVIDIA GPU
+``TENSORRT``, ``:1``   ONNX Runtime  the same through TensorRT, where its libraries are installed
 =====================  ============  ==================================================
 
 Strings are taken as they are: upper case, no spaces. A bundle's format decides the engine.
@@ -33,7 +34,7 @@ class DeviceInfo:
         name: the device string.
         full_name: as the maker calls it.
         engine: "OpenVINO" or "ONNX Runtime".
-        precisions: what float parts can be executed in ("f32", "bf16", "f16"), the device's default first.
+        precisions: what float parts can be executed in ("f32", "tf32", "bf16", "f16"), the device's default first.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Sessions on ONNX Runtime: CPU and CUDA. The only module that imports it."""
+"""Sessions on ONNX Runtime: CPU, CUDA and TensorRT. The only module that imports it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -20,8 +20,33 @@ from edge_ad.runtime.session import ExecutionPrecision, Handle, Session, TensorS
 ENGINE = "ONNX Runtime"
 ELEMENTS_MAX = 2**31  # of one tensor: outputs are allocated before the graph runs
 BATCH_AXIS = "batch"  # the free dimension our exporter names
-_PROVIDERS = {"CPU": "CPUExecutionProvider", "CUDA": "CUDAExecutionProvider"}
+ARITHMETIC = "edge_ad.arithmetic"  # metadata our exporter writes: what float parts compute in, f32 without it
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
+
+
+class _Provider(NamedTuple):
+    """An execution provider, and what it can execute float32 graphs in, its default first."""
+
+    name: str
+    precisions: tuple[ExecutionPrecision, ...]
+
+
+_F32, _TF32, _F16 = ExecutionPrecision.F32, ExecutionPrecision.TF32, ExecutionPrecision.F16
+_PROVIDERS = {
+    "CPU": _Provider("CPUExecutionProvider", (_F32,)),
+    "CUDA": _Provider("CUDAExecutionProvider", (_TF32, _F32)),
+    "TENSORRT": _Provider("TensorrtExecutionProvider", (_TF32, _F32, _F16)),
+}
+
+
+def devices() -> list[DeviceInfo]:
+    """The devices this build of ONNX Runtime is made for; whether a GPU works shows when a session is opened."""
+    available = ort.get_available_providers()
+    return [
+        DeviceInfo(name, f"{ENGINE} {provider.name}", ENGINE, tuple(map(str, provider.precisions)))
+        for name, provider in _PROVIDERS.items()
+        if provider.name in available
+    ]
 
 
 class _Output(NamedTuple):
@@ -31,14 +56,62 @@ class _Output(NamedTuple):
     array: NDArray[Any] | None
 
 
-def devices() -> list[DeviceInfo]:
-    """The devices this build of ONNX Runtime is made for; whether CUDA works shows when a session is opened."""
-    available = ort.get_available_providers()
-    return [
-        DeviceInfo(name, f"{ENGINE} {provider}", ENGINE, ("f32",))
-        for name, provider in _PROVIDERS.items()
-        if provider in available
-    ]
+class _Inputs(Protocol):
+    """Binds what a session is fed. Returns the options to run with, None for the engine's own."""
+
+    def bind(self, feeds: Mapping[str, NDArray[Any] | Handle]) -> Any | None: ...
+
+
+class _HostInputs:
+    """Arrays are read where they lie."""
+
+    def __init__(self, binding: Any, specs: Mapping[str, TensorSpec]) -> None:
+        self._binding, self._specs = binding, specs
+
+    def bind(self, feeds: Mapping[str, NDArray[Any] | Handle]) -> None:
+        for name in self._specs:
+            value = feeds[name]
+            if isinstance(value, np.ndarray):
+                self._binding.bind_cpu_input(name, value)
+            else:
+                self._binding.bind_ortvalue_input(name, value.value)
+
+
+class _DeviceInputs:
+    """Arrays are copied to buffers on the device; handles are read where they lie.
+
+    A CUDA graph repeats its kernels with the addresses it was captured with, so each combination of addresses has a
+    graph of its own: in a detector there is one.
+    """
+
+    def __init__(self, binding: Any, specs: Mapping[str, TensorSpec], memory: str, number: int) -> None:
+        self._binding, self._specs, self._place = binding, specs, (memory, number)
+        self._buffers: dict[str, Any] = {}
+        self._options: dict[tuple[int, ...], tuple[Any, list[Any]]] = {}  # with its values: none of them may be freed
+        self._bound: tuple[int, ...] = ()
+
+    def bind(self, feeds: Mapping[str, NDArray[Any] | Handle]) -> Any:
+        values = [self._value(spec, feeds[name]) for name, spec in self._specs.items()]
+        key = tuple(map(id, values))
+        if key != self._bound:
+            for name, value in zip(self._specs, values, strict=True):
+                self._binding.bind_ortvalue_input(name, value)
+            self._bound = key
+        if key not in self._options:
+            options = ort.RunOptions()
+            options.add_run_config_entry("gpu_graph_id", str(len(self._options) + 1))
+            self._options[key] = options, values
+        return self._options[key][0]
+
+    def _value(self, spec: TensorSpec, value: NDArray[Any] | Handle) -> Any:
+        if not isinstance(value, np.ndarray):
+            return value.value
+        if (value.shape, str(value.dtype)) != (spec.shape, spec.dtype):
+            raise ValueError(f"{spec.name}: expected {spec.dtype} {spec.shape}, but got {value.dtype} {value.shape}")
+        if spec.name not in self._buffers:
+            self._buffers[spec.name] = _on_device(spec, *self._place)
+        self._buffers[spec.name].update_inplace(value)
+        return self._buffers[spec.name]
 
 
 class OnnxruntimeSession:
@@ -47,17 +120,24 @@ class OnnxruntimeSession:
     Make one with `open_graph`. Outputs live in buffers that every run writes anew, on the device.
     """
 
-    precision = "f32"  # the arithmetic of our graphs, also where their weights are stored in half precision
     aside = False
 
-    def __init__(self, session: ort.InferenceSession, device: str, batch_size: int) -> None:
-        kind, _, index = device.partition(":")
+    def __init__(self, session: ort.InferenceSession, device: str, precision: str, batch_size: int) -> None:
+        kind, _, number = device.partition(":")
+        memory = "cpu" if kind == "CPU" else "cuda"
+        place = memory, int(number or 0)
         self.device = device
+        self.precision = precision
         self.inputs: Mapping[str, TensorSpec] = _specs(session.get_inputs(), batch_size)
         self.outputs: Mapping[str, TensorSpec] = _specs(session.get_outputs(), batch_size)
         self._session: ort.InferenceSession | None = session
         self._binding: Any = session.io_binding()
-        self._outputs = {name: _allocate(spec, kind.lower(), int(index or 0)) for name, spec in self.outputs.items()}
+        self._inputs: _Inputs = (
+            _HostInputs(self._binding, self.inputs)
+            if memory == "cpu"
+            else _DeviceInputs(self._binding, self.inputs, *place)
+        )
+        self._outputs = {name: _allocate(spec, *place) for name, spec in self.outputs.items()}
         for name, output in self._outputs.items():
             self._binding.bind_ortvalue_output(name, output.value)
 
@@ -66,13 +146,7 @@ class OnnxruntimeSession:
         if self._session is None:
             raise InferenceError("this session is closed")
         try:
-            for name in self.inputs:
-                value = feeds[name]
-                if isinstance(value, np.ndarray):
-                    self._binding.bind_cpu_input(name, value)
-                else:
-                    self._binding.bind_ortvalue_input(name, value.value)
-            self._session.run_with_iobinding(self._binding)
+            self._session.run_with_iobinding(self._binding, self._inputs.bind(feeds))
         except Exception as error:  # the engine's own exceptions have no other base
             raise InferenceError(f"{ENGINE} failed on {self.device}: {_gist(error)}") from error
         return self._outputs
@@ -99,14 +173,13 @@ def open_graph(
     like: Session | None,
     aside: bool,
 ) -> OnnxruntimeSession:
-    """See `edge_ad.runtime.sessions.open_session`. Every graph is compiled for itself, whatever it is ``like``."""
-    provider, settings = _provider(device)
-    if precision not in (ExecutionPrecision.AUTO, ExecutionPrecision.F32):
-        raise UnsupportedPrecisionError(
-            f"{ENGINE} executes these graphs in f32, not in {precision}; ask for f32 or auto"
-        )
-    if cache_dir is not None:
-        raise InputError(f"cache_dir: {ENGINE} keeps no compiled graphs; leave it out")
+    """See `edge_ad.runtime.sessions.open_session`. Every graph is compiled for itself, whatever it is ``like``.
+
+    On CUDA a graph is captured and repeated as a whole (CUDA graphs) where all of its operations run there.
+    """
+    kind, number = _parse(device)
+    if cache_dir is not None and kind != "TENSORRT":
+        raise InputError(f"cache_dir: {ENGINE} keeps no compiled graphs on {kind}; leave it out")
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors; its warnings would go to stderr unasked
     options.add_free_dimension_override_by_name(BATCH_AXIS, batch_size)
@@ -116,31 +189,77 @@ def open_graph(
     options.add_session_config_entry("session.load_model_format", "ONNX")  # never the engine's own format
     if threads is not None:
         options.intra_op_num_threads = threads
+
+    def opened(*, captured: bool) -> ort.InferenceSession:
+        settings = _settings(kind, number, precision, cache_dir, captured=captured)
+        return ort.InferenceSession(graph.model, options, providers=[(_PROVIDERS[kind].name, settings)])
+
     try:
-        session = ort.InferenceSession(graph.model, options, providers=[(provider, settings)])
-    except Exception as error:  # the engine's own exceptions have no other base
+        try:
+            session = opened(captured=kind == "CUDA")
+        except Exception as error:  # the engine's own exceptions have no other base
+            if "graph capture" not in str(error):
+                raise
+            session = opened(captured=False)
+    except Exception as error:  # as above
         raise InferenceError(f"{ENGINE} cannot load {graph.name} on {device}: {_gist(error)}") from error
-    if session.get_providers()[0] != provider:
+    if session.get_providers()[0] != _PROVIDERS[kind].name:
         raise DeviceFallbackError(
             f"{device} was asked for, but {ENGINE} fell back to {session.get_providers()[0]}; "
-            "check the driver and the CUDA and cuDNN libraries"
+            f"check the driver and the libraries that {_PROVIDERS[kind].name} needs"
         )
-    return OnnxruntimeSession(session, device, batch_size)
+    return OnnxruntimeSession(session, device, _executed(session, graph, device, precision), batch_size)
 
 
-def _provider(device: str) -> tuple[str, dict[str, str]]:
-    """The execution provider of a device string, and its settings."""
-    match = re.fullmatch(r"(CPU|CUDA)(?::(\d+))?", device)
-    if not match or (match[1] == "CPU" and match[2]) or _PROVIDERS[match[1]] not in ort.get_available_providers():
+def _parse(device: str) -> tuple[str, str]:
+    """Key of `_PROVIDERS`, and the number of the device."""
+    kind, colon, number = device.partition(":")
+    known = kind in _PROVIDERS and _PROVIDERS[kind].name in ort.get_available_providers()
+    if not known or (colon and (kind == "CPU" or not re.fullmatch(r"\d+", number))):
         raise not_found(device, ENGINE, [info.name for info in devices()])
-    return _PROVIDERS[match[1]], {"device_id": match[2] or "0"} if match[1] == "CUDA" else {}
+    return kind, number or "0"
 
 
-def _allocate(spec: TensorSpec, memory: str, index: int) -> _Output:
+def _settings(
+    kind: str, number: str, precision: ExecutionPrecision, cache_dir: Path | None, *, captured: bool
+) -> dict[str, str]:
+    """Of the provider, as its documentation names them."""
+    if kind == "CPU":
+        return {}
+    tf32 = str(int(precision in (ExecutionPrecision.AUTO, _TF32)))
+    if kind == "CUDA":
+        return {"device_id": number, "use_tf32": tf32, "enable_cuda_graph": str(int(captured))}
+    cache = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache_dir)} if cache_dir else {}
+    return {"device_id": number, "trt_fp16_enable": str(int(precision is _F16)), **cache}
+
+
+def _executed(
+    session: ort.InferenceSession, graph: GraphFiles, device: str, precision: ExecutionPrecision
+) -> ExecutionPrecision:
+    """What ``session``'s float parts are executed in. Raises `UnsupportedPrecisionError` where that was not asked."""
+    kind, _, _ = device.partition(":")
+    half = session.get_modelmeta().custom_metadata_map.get(ARITHMETIC) == _F16
+    # The CPU has no such kernels: the engine casts what goes into each, and the result back
+    possible = (_F16,) if half and kind != "CPU" else _PROVIDERS[kind].precisions
+    if precision is ExecutionPrecision.AUTO:
+        return possible[0]
+    if precision not in possible:
+        raise UnsupportedPrecisionError(
+            f"{ENGINE} executes {graph.name} on {device} in {' or '.join(possible)}, not in {precision}; "
+            f"ask for {', '.join(possible)} or auto"
+        )
+    return precision
+
+
+def _allocate(spec: TensorSpec, memory: str, number: int) -> _Output:
     if memory == "cpu":
         array = np.zeros(spec.shape, spec.dtype)
         return _Output(ort.OrtValue.ortvalue_from_numpy(array), array)  # shares the array's memory
-    return _Output(ort.OrtValue.ortvalue_from_shape_and_type(spec.shape, np.dtype(spec.dtype), memory, index), None)
+    return _Output(_on_device(spec, memory, number), None)
+
+
+def _on_device(spec: TensorSpec, memory: str, number: int) -> Any:
+    return ort.OrtValue.ortvalue_from_shape_and_type(spec.shape, np.dtype(spec.dtype), memory, number)
 
 
 def _specs(nodes: Any, batch_size: int) -> dict[str, TensorSpec]:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 class ExecutionPrecision(StrEnum):
     """Precision the float parts of a graph are executed in. Integer (int8) parts run in int8 whatever this says."""
 
-    AUTO = "auto"  # the device's default: bf16 on CPUs with AMX or AVX512-BF16, f16 on GPUs, f32 elsewhere
+    AUTO = "auto"  # the device's default: bf16 on CPUs with such units, f16 on Intel GPUs, tf32 on CUDA, else f32
     F32 = "f32"
+    TF32 = "tf32"  # products of float32 numbers rounded to 10 bits behind the point: NVIDIA GPUs
     BF16 = "bf16"
     F16 = "f16"
 
@@ -39,8 +40,8 @@ class Session(Protocol):
     """One compiled graph on one device.
 
     Attributes:
-        device: what it runs on, as the engine reports it ("CPU", "GPU.0", "CUDA:0").
-        precision: what the float parts run in, as the engine reports it ("f32", "bf16", "f16").
+        device: what it runs on, as the engine reports it ("CPU", "GPU.0", "CUDA:1").
+        precision: what the float parts run in, as the engine reports it ("f32", "tf32", "bf16", "f16").
         inputs, outputs: the graph's tensors by name, with the batch size compiled for.
         aside: its constants lie in a file and are read from there while it runs: it takes next to no memory.
     """

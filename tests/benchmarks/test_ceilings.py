@@ -58,7 +58,7 @@ def test_the_first_ceiling_of_a_precision_is_used():
 
 
 def test_a_device_no_engine_knows_has_no_ceilings():
-    assert measure_ceilings("CUDA:0", ["f32"], None) == Ceilings((), None)
+    assert measure_ceilings("TPU", ["f32"], None) == Ceilings((), None)
 
 
 def test_the_cpu_is_measured_in_the_precisions_that_ran():
