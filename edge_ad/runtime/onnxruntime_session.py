@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -190,6 +193,9 @@ def open_graph(
     if threads is not None:
         options.intra_op_num_threads = threads
 
+    if kind != "CPU":
+        _load_libraries()
+
     def opened(*, captured: bool) -> ort.InferenceSession:
         settings = _settings(kind, number, precision, cache_dir, captured=captured)
         return ort.InferenceSession(graph.model, options, providers=[(_PROVIDERS[kind].name, settings)])
@@ -218,6 +224,14 @@ def _parse(device: str) -> tuple[str, str]:
     if not known or (colon and (kind == "CPU" or not re.fullmatch(r"\d+", number))):
         raise not_found(device, ENGINE, [info.name for info in devices()])
     return kind, number or "0"
+
+
+@cache
+def _load_libraries() -> None:
+    """CUDA and cuDNN from their Python packages, where they are installed so; the system's are found without."""
+    if hasattr(ort, "preload_dlls"):  # from 1.21 on
+        with redirect_stdout(StringIO()):  # it tells there what it does not find
+            ort.preload_dlls()
 
 
 def _settings(
