@@ -54,7 +54,7 @@ _SPECIAL_WEIGHTS = ("auto", "none")
 class Variant(StrEnum):
     """What is measured: the trained model, or a bundle exported from it in a precision."""
 
-    TORCH = "torch"  # float32, on the CPU
+    TORCH = "torch"  # float32, where it was trained
     FP32 = "fp32"
     FP16 = "fp16"
     INT8 = "int8"
@@ -155,6 +155,7 @@ class Config:
     metrics_size: Size | None = None  # None: the setup's image size
     pro_limit: float = PRO_LIMIT
     spro_limit: float = SPRO_LIMIT  # of data sets that say how much of a region must be found
+    training_device: str = "cpu"  # torch's name ("cuda", "cuda:1"): models are trained there, and measured as trained
     device: str = "CPU"  # of bundles
     execution: ExecutionPrecision = ExecutionPrecision.AUTO  # of bundles
     parity_tolerance: float | None = None  # of exports, as --parity-tolerance

@@ -92,9 +92,10 @@ class Cell:
     @property
     def _training(self) -> dict[str, Any]:
         # Without fields at their defaults: results of before there were these stay good
-        setup = self.setup.setup
+        setup, device = self.setup.setup, self.config.training_device
         fields = (field for field in dataclasses.fields(setup) if getattr(setup, field.name) != field.default)
         return {
+            **({"training_device": device} if device != Config.training_device else {}),
             "path": self.dataset.path,
             "layout": self.dataset.layout,
             "setup": {field.name: getattr(setup, field.name) for field in fields},

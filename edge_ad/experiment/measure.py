@@ -38,7 +38,7 @@ from edge_ad.tiling import Size
 from edge_ad.training.detector import run_detector
 from edge_ad.training.run_folder import RunFolder
 from edge_ad.training.torch_graph import head_graph, shared_graph
-from edge_ad.training.trainer import TrainingImages, read_training_images, train
+from edge_ad.training.trainer import TrainingImages, open_device, read_training_images, train
 
 TORCH_BATCH = 8  # images the trained model scores at once; bundles are measured as they run, one by one
 _MERGES: dict[ScoreMerge, Callable[..., Any]] = {ScoreMerge.MEAN: np.mean, ScoreMerge.MAX: np.max}
@@ -123,7 +123,7 @@ def _train(cell: Cell, workspace: Path, progress: Progress) -> Trained:
         held_out=cell.config.held_out,
         progress=progress,
     )
-    model = create_model(cell.method, setup.tile_size, **cell.arguments)
+    model = create_model(cell.method, setup.tile_size, **cell.arguments).to(open_device(cell.config.training_device))
     run, training_s = _train_run(cell, model, images, workspace, progress)
     test = open_cache(dataset.test, setup.image_size, progress=progress).images
     areas = tuple(defect_area(sample) for sample in dataset.test)
@@ -170,7 +170,8 @@ def _measure(trained: Trained, variant: Variant, threads: int | None, progress: 
     cell = trained.cell
     if variant.precision is None:
         norm = trained.run.normalisation()  # of it only what a global model is fused by counts here
-        with run_detector(trained.run, normalisation=norm, batch_size=TORCH_BATCH) as detector:
+        model = trained.run.model().to(open_device(cell.config.training_device))
+        with run_detector(trained.run, model, normalisation=norm, batch_size=TORCH_BATCH) as detector:
             cost = _Cost(_run_parameters(trained.run), detector.manifest.provenance.versions)
             return _outcomes(trained, detector, cost, progress)
     bundle = trained.workspace / f"{variant}.edgead"

@@ -21,6 +21,7 @@ from edge_ad.experiment.store import Store
 from edge_ad.methods import method_class
 from edge_ad.methods.parameters import check_parameters
 from edge_ad.progress import Progress, no_progress
+from edge_ad.training.trainer import open_device
 
 _FIXED = ("backbone", "layers", "weights", "seed")  # by other keys of the configuration, if the method has a backbone
 
@@ -104,11 +105,14 @@ def run_jobs(
 
     Raises:
         InputError: several processes, and a benchmark among the jobs.
+        DeviceNotFoundError: a training device is not here; nothing is computed.
         EdgeAdError: a process died; what was written stays.
         OutputWriteError: the results cannot be written.
     """
     if processes > 1 and any(job.cell.benchmark for job in jobs):
         raise InputError("a benchmark beside other work times both: use --jobs 1, or leave [benchmark] out")
+    for device in {job.cell.config.training_device for job in jobs}:
+        open_device(device)
     store = store_of(folder)
     store.repair()
 

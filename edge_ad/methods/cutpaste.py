@@ -163,7 +163,7 @@ class CutPaste(GradientModel):
         """
         drawn = torch.randint(len(self.kinds), (len(tiles), *self.patches))
         changed, kinds = paste(tiles, draw_pastes(self.kinds[drawn], self.tile_size))
-        classes = torch.searchsorted(self.kinds.to(kinds.device), kinds).float()
+        classes = torch.searchsorted(self.kinds.to(kinds.device, non_blocking=True), kinds).float()
         stride = (self.tile_size[0] // self.positions[0], self.tile_size[1] // self.positions[1])
         return changed, F.max_pool2d(classes[:, None], stride)[:, 0].long()
 

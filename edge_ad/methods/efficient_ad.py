@@ -231,7 +231,7 @@ class EfficientAd(GradientModel):
         of_teacher, _ = head.imitations(image)
         losses = [hard_loss(head.normalised(description), of_teacher)]
         if self.photographs:
-            away, _ = head.imitations(self.photographs.draw(len(image)).to(image.device))
+            away, _ = head.imitations(self.photographs.draw(len(image), image.device))
             losses.append(away.square().mean())
         changed = jitter(image)
         with torch.no_grad():

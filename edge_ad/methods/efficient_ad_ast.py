@@ -173,7 +173,7 @@ class EfficientAdAst(AstModel):
         losses = [hard_loss(z, of_teacher) if self.hard else (z - of_teacher).square().mean()]
         losses += [(z - made).square().mean(), (made - of_autoencoder).square().mean()]
         if self.photographs:
-            away, _ = head.imitations(self.extract(self.photographs.draw(len(features)))[0])
+            away, _ = head.imitations(self.extract(self.photographs.draw(len(features), self.device))[0])
             losses.append(away.square().mean())
         return torch.stack(losses).sum()
 

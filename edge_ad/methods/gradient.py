@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,12 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from edge_ad.errors import BatchTooLargeError, DivergedError, InputError, TooFewImagesError
+from edge_ad.methods.full_float32 import full_float32
 from edge_ad.methods.head_inputs import HeadInputs
 from edge_ad.methods.tile_model import HeadInt8, Losses, TileModel, TileStream
 from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import Size
 
 VALIDATION_FRACTION = 0.2  # of the training images, where a schedule keeps the best state
+# Steps from one look at the losses to the next: a look waits for all that a GPU has been told to do, and keeps a copy
+# of the head. On a CPU there is nothing to wait for.
+STEPS_PER_LOOK = {"cpu": 1, "cuda": 50}
 
 Inputs = tuple[Tensor, ...]  # what a head is fed: the tile where it takes it, then the features
 
@@ -172,7 +177,8 @@ class GradientModel(TileModel):
         """A trained head; see `TileModel.fit`.
 
         Raises:
-            DivergedError: the loss became NaN or infinite.
+            DivergedError: the loss became NaN or infinite. Seen up to `STEPS_PER_LOOK` later; the state is that of the
+                last look.
         """
         self.check_counts(len(tiles.images), len(tiles))
         size = self.schedule.batch_size
@@ -180,12 +186,12 @@ class GradientModel(TileModel):
         inputs = HeadInputs(tiles, self.device)
         with _seeded(seed, self.device):
             head = self.new_head().to(self.device)
-            with torch.no_grad():
+            with torch.no_grad(), full_float32():
                 self.prepare(head, inputs.batches(training, size))
             self.losses = tuple(
                 self._train(stage, head, inputs, training, validation, progress) for stage in self.stages(head)
             )
-            with torch.no_grad():
+            with torch.no_grad(), full_float32():
                 self.finish(head.eval(), inputs.batches(validation or training, size))
         return head.cpu()
 
@@ -201,34 +207,44 @@ class GradientModel(TileModel):
         schedule, where = self.schedule, inputs.tiles.locations[0].name
         size, epoch = schedule.batch_size, len(training) // schedule.batch_size
         steps = schedule.steps or (schedule.epochs or 1) * epoch
-        optimiser = schedule.optimiser(stage.module.parameters(), lr=schedule.learning_rate)
+        fused = {"fused": True} if self.device.type == "cuda" else {}  # a few kernels per step instead of dozens
+        optimiser = schedule.optimiser(stage.module.parameters(), lr=schedule.learning_rate, **fused)
+        per_look, unseen = STEPS_PER_LOOK[self.device.type], list[Tensor]()
         good, best, lowest, kept = _state(head), _state(head), float("inf"), steps
         seen: list[float] = []
         validated: list[tuple[int, float]] = []
         for step, batch in zip(range(1, steps + 1), _batches(training, size), strict=False):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 loss = stage.loss(head.train(), inputs[batch])
-            _check_finite(loss, where, step, good)
-            good = _state(head)
-            seen.append(loss.item())
+            unseen.append(loss.detach())
+            validates = schedule.keep_best and (step % epoch == 0 or step == steps)
+            if len(unseen) == per_look or step == steps or validates:
+                found = torch.stack(unseen).tolist()
+                for at, value in enumerate(found, step + 1 - len(found)):
+                    _check_finite(value, where, at, good)
+                good = _state(head)
+                seen += found
+                unseen.clear()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             if step == int(schedule.decay_at * steps) < steps:
                 _decay(optimiser)
-            if schedule.keep_best and (step % epoch == 0 or step == steps):
+            if validates:
                 value = self._validate(stage, head.eval(), inputs, validation)
                 _check_finite(value, where, step, good)
-                validated.append((step, value.item()))
+                validated.append((step, value))
                 if value < lowest:
-                    best, lowest, kept = _state(head), value.item(), step
+                    best, lowest, kept = _state(head), value, step
             progress(step, steps, stage.what)
         if schedule.keep_best:
             head.load_state_dict(best)
-        _check_finite(torch.stack([value.sum() for value in stage.module.parameters()]), where, steps, good)
+        sums = torch.stack([value.detach().sum() for value in stage.module.parameters()])
+        _check_finite(sums.sum().item(), where, steps, good)
         return Losses(stage.what, tuple(seen), tuple(validated), kept)
 
     @torch.no_grad()
+    @full_float32()
     def adapt(self, head: nn.Module, tiles: TileStream, seed: int) -> nn.Module:
         """See `TileModel.adapt`: `prepare` and `finish` anew, the trained part as it is."""
         kind = type(self)
@@ -242,12 +258,13 @@ class GradientModel(TileModel):
         return adapted.cpu()
 
     @torch.no_grad()
-    def _validate(self, stage: Stage, head: nn.Module, inputs: HeadInputs, indices: Sequence[int]) -> Tensor:
+    @full_float32()
+    def _validate(self, stage: Stage, head: nn.Module, inputs: HeadInputs, indices: Sequence[int]) -> float:
         """Mean loss over the tiles."""
         total = torch.zeros((), device=self.device)
         for batch in inputs.batches(indices, self.schedule.batch_size):
             total += stage.loss(head, batch) * len(batch[0])
-        return total / len(indices)
+        return (total / len(indices)).item()
 
     def _held_out(self, images: int) -> int:
         held = self.schedule.keep_best or self.holds_out
@@ -279,8 +296,8 @@ def _state(head: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in head.state_dict().items()}
 
 
-def _check_finite(values: Tensor, where: str, step: int, good: dict[str, Tensor]) -> None:
-    if not torch.isfinite(values).all():
+def _check_finite(value: float, where: str, step: int, good: dict[str, Tensor]) -> None:
+    if not math.isfinite(value):
         raise DivergedError(
             f"tile {where}: training diverged at step {step}: the loss is no finite number; "
             "train with a smaller -p learning_rate=...",

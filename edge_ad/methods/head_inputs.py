@@ -1,6 +1,7 @@
 """What a head is fed, tile by tile, for methods that come back to the same tiles: epochs of training, a coreset.
 
-Extractors are frozen and tiles are not augmented, so features are extracted once and held while they fit in memory.
+Extractors are frozen and tiles are not augmented, so features are extracted once and held, where they are wanted, while
+they fit in memory.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from edge_ad.errors import NonFiniteValuesError
 from edge_ad.methods.tile_model import TileStream
 
 MEMORY_BUDGET_BYTES = 2 * 1024**3  # a tile model's inputs above it are extracted anew each time
+CUDA_SHARE = 0.5  # of a CUDA device's free memory, in its place
 
 
 class HeadInputs:
@@ -21,23 +23,26 @@ class HeadInputs:
 
     Args:
         tiles: at least one.
-        device: where the tensors are wanted.
-        budget_bytes: most memory to hold inputs in.
+        device: where the tensors are wanted, and held.
+        budget_bytes: most memory to hold inputs in; `memory_budget` of the device where None.
 
     Raises:
         NonFiniteValuesError: NaN or infinity in the features; also from `__getitem__`.
     """
 
-    def __init__(self, tiles: TileStream, device: torch.device, budget_bytes: int = MEMORY_BUDGET_BYTES) -> None:
+    def __init__(self, tiles: TileStream, device: torch.device, budget_bytes: int | None = None) -> None:
         self.tiles = tiles
         self.device = device
         self.held: tuple[Tensor, ...] | None = None
+        budget = memory_budget(device) if budget_bytes is None else budget_bytes
         done = 0
         for batch in tiles:
             if self.held is None:
-                if sum(part[0].nbytes for part in batch) * len(tiles) > budget_bytes:
+                if sum(part[0].nbytes for part in batch) * len(tiles) > budget:
                     return
-                self.held = tuple(torch.empty((len(tiles), *part.shape[1:]), dtype=part.dtype) for part in batch)
+                self.held = tuple(
+                    torch.empty((len(tiles), *part.shape[1:]), dtype=part.dtype, device=device) for part in batch
+                )
             for whole, part in zip(self.held, _finite(batch), strict=True):
                 whole[done : done + len(part)] = part
             done += len(batch[0])
@@ -49,8 +54,8 @@ class HeadInputs:
     def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
         """The inputs of these tiles, in this order."""
         if self.held is not None:
-            chosen = torch.as_tensor(indices)
-            return tuple(whole[chosen].to(self.device) for whole in self.held)
+            chosen = torch.as_tensor(indices).to(self.device, non_blocking=True)  # to wait is to drain the device
+            return tuple(whole[chosen] for whole in self.held)
         parts = _finite(self.tiles.head_inputs(indices))
         return tuple(part.to(self.device) for part in parts)
 
@@ -58,6 +63,15 @@ class HeadInputs:
         """The inputs of these tiles in batches of ``size``, the last one as large as is left."""
         for start in range(0, len(indices), size):
             yield self[indices[start : start + size]]
+
+
+def memory_budget(device: torch.device) -> int:
+    """Bytes that inputs may take on ``device``."""
+    if device.type != "cuda":
+        return MEMORY_BUDGET_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # kept by torch for the next
+    return int(CUDA_SHARE * (free + unused))
 
 
 def _finite(inputs: Sequence[Tensor]) -> Sequence[Tensor]:

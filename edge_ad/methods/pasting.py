@@ -67,6 +67,10 @@ class Pastes:
         """For every pixel the paste of its patch, (N, h, w): ``rows`` (h,) and ``cols`` (w,) are numbers of patches."""
         return Pastes(*(getattr(self, field.name)[:, rows][:, :, cols] for field in fields(self)))
 
+    def to(self, device: torch.device) -> Pastes:
+        """The same on ``device``."""
+        return Pastes(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+
 
 def patch_edges(size: int, count: int) -> list[int]:
     """Where ``count`` patches begin along a side of ``size`` pixels, and where the last one ends."""
@@ -121,22 +125,22 @@ def paste(tiles: Tensor, pastes: Pastes) -> tuple[Tensor, Tensor]:
     v = dy cos a - dx sin a, and shows what lies there from the middle of where it was cut.
     """
     _, height, width, _ = tiles.shape
-    row, col = torch.arange(height), torch.arange(width)
+    row, col = torch.arange(height, device=tiles.device), torch.arange(width, device=tiles.device)
     _, rows, cols = pastes.kind.shape
-    here = pastes.at(row * rows // height, col * cols // width)
+    here = pastes.to(tiles.device).at(row * rows // height, col * cols // width)
     down, right = row[None, :, None] - here.target_row, col[None, None, :] - here.target_col
     sine, cosine = here.angle.sin(), here.angle.cos()
     u, v = right * cosine + down * sine, down * cosine - right * sine
     inside = (here.kind != Paste.NONE) & (u.abs() < here.width / 2) & (v.abs() < here.height / 2)
-    number, *_ = inside.nonzero(as_tuple=True)
+    where = inside.nonzero(as_tuple=True)  # the one wait for the device: a mask as an index would be one each
+    number, *_ = where
     # A turned piece's last pixels may round to just outside the tile
-    from_row = (here.source_row + v)[inside].round().long().clamp(0, height - 1).to(tiles.device)
-    from_col = (here.source_col + u)[inside].round().long().clamp(0, width - 1).to(tiles.device)
-    number, inside_there = number.to(tiles.device), inside.to(tiles.device)
+    from_row = (here.source_row + v)[where].round().long().clamp(0, height - 1)
+    from_col = (here.source_col + u)[where].round().long().clamp(0, width - 1)
     piece = tiles[number, from_row, from_col].float()
 
     def factor(values: Tensor) -> Tensor:
-        return values[inside][:, None].to(tiles.device)
+        return values[where][:, None]
 
     mean = luminance(tiles).mean((1, 2))[number]
     piece = piece * factor(here.brightness)
@@ -144,5 +148,5 @@ def paste(tiles: Tensor, pastes: Pastes) -> tuple[Tensor, Tensor]:
     grey = luminance(piece)
     piece = grey + (piece - grey) * factor(here.saturation)
     pasted = tiles.clone()
-    pasted[inside_there] = piece.round().clamp(0, 255).byte()
-    return pasted, torch.where(inside, here.kind, Paste.NONE).to(tiles.device)
+    pasted[where] = piece.round().clamp(0, 255).byte()
+    return pasted, torch.where(inside, here.kind, Paste.NONE)

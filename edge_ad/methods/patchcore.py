@@ -169,15 +169,16 @@ class Patchcore(TileModel):
 
     def _remember(self, batches: Iterable[tuple[Tensor, ...]], chosen: Tensor) -> PatchcoreHead:
         """A head with the patches of these numbers, counted over ``batches``."""
-        bank, start = torch.empty(len(chosen), self.dimensions), 0
+        bank, start = torch.empty(len(chosen), self.dimensions, device=self.device), 0
+        chosen = chosen.to(self.device)
         for (embedding,) in batches:
-            patches = _patches(embedding)
+            patches = _patches(embedding.to(self.device))
             inside = (chosen >= start) & (chosen < start + len(patches))
-            bank[inside.cpu()] = patches[chosen[inside] - start].cpu()
+            bank[inside] = patches[chosen[inside] - start]
             start += len(patches)
         if not torch.isfinite(bank).all():
             raise NonFiniteValuesError("features of a training tile are NaN or infinite; check the weights")
-        return self.head_from_state(bank_state(bank) | {"chosen": chosen.cpu()})
+        return self.head_from_state(bank_state(bank) | {"chosen": chosen})
 
     def _size(self, patches: int) -> int:
         return self.bank_size or max(2, int(self.coreset_ratio * patches))

@@ -17,6 +17,7 @@ from edge_ad.imaging import image_files, read_image, resize
 from edge_ad.tiling import Size
 
 GREY_SHARE = 0.3
+MEMORY_BUDGET_BYTES = 2 * 1024**3  # photographs drawn once are held up to it
 
 
 def photograph_files(folder: Path) -> list[Path]:
@@ -35,7 +36,7 @@ def photograph_files(folder: Path) -> list[Path]:
 
 
 class Photographs:
-    """The images of a folder, read when they are drawn.
+    """The images of a folder, read when they are drawn, and held from then on while they fit in memory.
 
     Args:
         folder, errors: see `photograph_files`.
@@ -45,29 +46,39 @@ class Photographs:
     def __init__(self, folder: Path, tile_size: Size) -> None:
         self.files = photograph_files(folder)
         self.tile_size = tile_size
+        self._held: dict[int, Tensor] = {}
 
-    def draw(self, count: int) -> Tensor:
-        """``count`` of them, uint8 (n, h, w, 3) RGB, by torch's global generator.
+    def draw(self, count: int, device: torch.device = torch.device("cpu")) -> Tensor:  # noqa: B008 - immutable
+        """``count`` of them, uint8 (n, h, w, 3) RGB on ``device``, by torch's global generator of the CPU.
 
         Raises:
             UnreadableImageError: one is damaged.
         """
         chosen = torch.randint(len(self.files), (count,)).tolist()
         grey = (torch.rand(count) < GREY_SHARE).tolist()
-        return torch.from_numpy(np.stack([self._cut(self.files[i], g) for i, g in zip(chosen, grey, strict=True)]))
+        middles = [self._middle(index, device) for index in chosen]
+        return torch.stack([_grey(part) if is_grey else part for part, is_grey in zip(middles, grey, strict=True)])
 
-    def _cut(self, file: Path, grey: bool) -> np.ndarray:
+    def _middle(self, index: int, device: torch.device) -> Tensor:
+        """One of them as it is drawn, in colour."""
+        if index in self._held:
+            return self._held[index].to(device)
         height, width = self.tile_size
-        image = resize(read_image(file), (2 * height, 2 * width))
+        image = resize(read_image(self.files[index]), (2 * height, 2 * width))
         middle = image[height // 2 : height // 2 + height, width // 2 : width // 2 + width]
-        if grey:
-            middle = np.repeat(luminance(torch.from_numpy(middle)).round().byte().numpy(), 3, axis=2)
-        return np.ascontiguousarray(middle)
+        found = torch.from_numpy(np.ascontiguousarray(middle)).to(device)
+        if found.nbytes * (len(self._held) + 1) <= MEMORY_BUDGET_BYTES:
+            self._held[index] = found
+        return found
+
+
+def _grey(image: Tensor) -> Tensor:
+    return luminance(image).round().byte().expand(-1, -1, 3)
 
 
 def luminance(image: Tensor) -> Tensor:
     """Grey values float32 (..., 1) in [0, 255] of ``image`` (..., 3) RGB, ITU-R BT.601."""
-    weights = torch.tensor([0.299, 0.587, 0.114], device=image.device)
+    weights = torch.tensor([0.299, 0.587, 0.114]).to(image.device, non_blocking=True)
     return (image.float() * weights).sum(-1, keepdim=True)
 
 

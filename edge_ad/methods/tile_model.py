@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from edge_ad.errors import TooFewImagesError
 from edge_ad.imaging import resize
+from edge_ad.methods.full_float32 import full_float32
 from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import WHOLE, FeatureAxes, Location, Size, TileGrid
 
@@ -224,6 +225,7 @@ class TileModel(ABC):
         return None
 
     @torch.no_grad()
+    @full_float32()
     def extract(self, image: Tensor) -> Sequence[Tensor]:
         """Features of ``image`` uint8 (N, h, w, 3) by the torch extractor, on `device`."""
         features: Sequence[Tensor] = self.extractor(image.to(self.device))

@@ -35,21 +35,20 @@ _PACKAGES = ("edge-ad", "torch", "timm", "openvino", "nncf", "onnx", "onnxruntim
 def run_detector(
     run: RunFolder, model: TileModel | None = None, *, normalisation: Normalisation | None = None, batch_size: int = 1
 ) -> Detector:
-    """A detector that runs the trained torch model in float32 on the CPU.
+    """A detector that runs the trained torch model in float32, on the model's device.
 
     Args:
         run: all its heads must be there.
-        model: the run's method, where it is built already.
+        model: the run's method, where it is built already or is to run elsewhere than on the CPU.
         normalisation: `RAW` where None, so that thresholds can be fitted with it.
         batch_size: images per call of `Detector.raw`.
     """
     model = model or run.model()
     setup, tile_features = run.settings.setup, shared_graph(model)
     shared = shared_graph(extractor_model(model, setup))
-    heads = [
-        head_graph(model, run.head(model, location), tile_features).session() for location in setup.model_locations
-    ]
-    return Detector(run_manifest(run, normalisation or RAW), shared.session(), heads, batch_size=batch_size)
+    heads = [run.head(model, location).to(model.device) for location in setup.model_locations]
+    sessions = [head_graph(model, head, tile_features).session() for head in heads]
+    return Detector(run_manifest(run, normalisation or RAW), shared.session(), sessions, batch_size=batch_size)
 
 
 def run_manifest(run: RunFolder, normalisation: Normalisation) -> Manifest:

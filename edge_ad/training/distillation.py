@@ -26,6 +26,7 @@ from edge_ad.imaging import read_image, resize
 from edge_ad.methods.backbone import Backbone
 from edge_ad.methods.distillation import channel_range
 from edge_ad.methods.efficient_ad import Teacher
+from edge_ad.methods.head_inputs import memory_budget
 from edge_ad.methods.patch_embedding import patch_embedding
 from edge_ad.methods.pdn import layers_of, positions
 from edge_ad.methods.photographs import luminance, photograph_files
@@ -138,6 +139,8 @@ class _Student:
         )
         self.mean = torch.zeros(1, self.channels, 1, 1, device=device)
         self.std = torch.ones(1, self.channels, 1, 1, device=device)
+        self._budget = memory_budget(device)
+        self._held: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
 
     def measure(self, progress: Progress) -> None:
         """Mean and standard deviation of the embedding's channels over the photographs."""
@@ -145,7 +148,8 @@ class _Student:
 
         def targets() -> Iterator[Tensor]:
             for start in range(0, len(files), size):
-                yield self.target([read_image(file) for file in files[start : start + size]])
+                shown = [self._shown(index, grey=False) for index in range(start, min(start + size, len(files)))]
+                yield self.target(torch.stack([large for _, large in shown]))
                 progress(min(start + size, len(files)), len(files), "measuring the backbone")
 
         mean, std = channel_range(targets())
@@ -156,11 +160,11 @@ class _Student:
         """One step, and its loss before it."""
         rng = np.random.default_rng((self.settings.seed, step))
         chosen = rng.integers(len(self.files), size=self.settings.batch_size)
-        images = [read_image(self.files[index]) for index in chosen]
-        images = [_grey(image) if rng.random() < GREY_SHARE else image for image in images]
-        wanted = (self.target(images) - self.mean) / self.std
+        shown = [self._shown(int(index), grey=rng.random() < GREY_SHARE) for index in chosen]
+        small, large = (torch.stack(images) for images in zip(*shown, strict=True))
+        wanted = (self.target(large) - self.mean) / self.std
         with self._products():
-            (described,) = self.teacher(self._batch(images, self.settings.image_px))
+            (described,) = self.teacher(small)
         loss = (wanted - described.float()).square().mean()
         self.optimiser.zero_grad()
         loss.backward()
@@ -168,10 +172,14 @@ class _Student:
         return float(loss.detach())
 
     @torch.no_grad()
-    def target(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """The embedding (n, C, h', w') at the positions of the network, not normalised."""
+    def target(self, images: Tensor) -> Tensor:
+        """The embedding (n, C, h', w') at the positions of the network, not normalised.
+
+        Args:
+            images: uint8 (n, 2 h, 2 w, 3) RGB, twice the network's size.
+        """
         with self._products():
-            maps = self.source(self._batch(images, 2 * self.settings.image_px))
+            maps = self.source(images)
         embedding = patch_embedding([each.float() for each in maps], self.channels)
         size = positions((self.settings.image_px, self.settings.image_px), mirror=True)
         if embedding.shape[2:] != size:
@@ -181,8 +189,17 @@ class _Student:
     def _products(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16)
 
-    def _batch(self, images: Sequence[NDArray[np.uint8]], side: int) -> Tensor:
-        return torch.from_numpy(np.stack([resize(image, (side, side)) for image in images])).to(self.device)
+    def _shown(self, index: int, *, grey: bool) -> tuple[Tensor, Tensor]:
+        """A photograph at the network's size and at twice that, on the device; held from then on while it fits."""
+        if (index, grey) in self._held:
+            return self._held[index, grey]
+        image, side = read_image(self.files[index]), self.settings.image_px
+        if grey:
+            image = _grey(image)
+        small, large = (torch.from_numpy(resize(image, (px, px))).to(self.device) for px in (side, 2 * side))
+        if (small.nbytes + large.nbytes) * (len(self._held) + 1) <= self._budget:
+            self._held[index, grey] = small, large
+        return small, large
 
     def state(self, step: int) -> dict[str, Tensor]:
         """Everything that the next step depends on, beside the settings."""

@@ -193,7 +193,7 @@ class RunFolder:
     def _take_up(self, model: TileModel) -> None:
         """Store the extractor of ``model``, or see that it is the one the fitted heads belong to."""
         path = self.path / "extractor.safetensors"
-        own = model.extractor.state_dict()
+        own = {key: value.cpu() for key, value in model.extractor.state_dict().items()}
         if not path.exists() and len(self.missing()) == len(self.settings.setup.model_locations):
             save_tensors(path, own)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -26,15 +27,22 @@ class TorchGraph:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the module lies, all of it; the CPU where it stores nothing."""
+        stored = itertools.chain(self.module.parameters(), self.module.buffers())
+        return next((value.device for value in stored), torch.device("cpu"))
+
     def example(self, batch_size: int = 1) -> tuple[Tensor, ...]:
-        """Inputs of the right shapes and dtypes, zeros."""
+        """Inputs of the right shapes and dtypes, zeros, on the module's device."""
         return tuple(
-            torch.zeros((batch_size, *spec.shape[1:]), dtype=getattr(torch, spec.dtype)) for spec in self.inputs
+            torch.zeros((batch_size, *spec.shape[1:]), dtype=getattr(torch, spec.dtype), device=self.device)
+            for spec in self.inputs
         )
 
     def session(self) -> TorchSession:
-        """The module behind the runtime's `Session`."""
-        return TorchSession(self.module, self.inputs, self.outputs)
+        """The module behind the runtime's `Session`, on its device."""
+        return TorchSession(self.module, self.inputs, self.outputs, self.device)
 
     @property
     def parameters(self) -> int:

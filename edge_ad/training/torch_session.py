@@ -13,36 +13,47 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edge_ad.methods.full_float32 import full_float32
 from edge_ad.runtime.session import Handle, TensorSpec
 
 
 class TorchSession:
-    """Runs ``module(*inputs)`` on the CPU in float32. See `edge_ad.runtime.session.Session`.
+    """Runs ``module(*inputs)`` in float32 where it lies. See `edge_ad.runtime.session.Session`.
 
     Args:
         module: takes and returns tensors in the order of the names.
         inputs, outputs: what they are called; shapes are given per batch of ``batch_size``.
+        device: of the module; outputs stay there until they are fetched.
     """
 
-    device = "CPU"
     precision = "f32"
     aside = False
 
-    def __init__(self, module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
+    ) -> None:
         self.module = module
+        self.device = str(device).upper()
+        self._device = device
         self.inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in inputs}
         self.outputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in outputs}
 
     @torch.inference_mode()
+    @full_float32()
     def run(self, feeds: Mapping[str, NDArray[Any] | Handle]) -> Mapping[str, Handle]:
         """See `Session.run`; handles are tensors."""
         values = [feeds[name] for name in self.inputs]
         tensors = [torch.from_numpy(value) if isinstance(value, np.ndarray) else value for value in values]
-        return dict(zip(self.outputs, self.module(*tensors), strict=True))
+        results = self.module(*(tensor.to(self._device) for tensor in tensors))
+        return dict(zip(self.outputs, results, strict=True))
 
     def fetch(self, handle: Handle) -> NDArray[Any]:
         """See `Session.fetch`."""
-        array: NDArray[Any] = handle.numpy()
+        array: NDArray[Any] = handle.cpu().numpy()
         return array
 
     def close(self) -> None:

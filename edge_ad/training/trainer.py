@@ -172,7 +172,9 @@ class EnsembleTrainer:
     progress: Progress = no_progress
 
     def train(self) -> None:
-        """Fit the missing heads, then the thresholds. A killed run continues at the location where it stopped.
+        """Fit the missing heads, then the thresholds, on the model's device.
+
+        A killed run continues at the location where it stopped.
 
         Raises:
             DivergedError: training of a tile model diverged; its last good state is stored in the run.
@@ -184,7 +186,6 @@ class EnsembleTrainer:
                 path = self.run.write_diverged(location, error.state)
                 raise DivergedError(f"{error}; the last good state is in {path}", error.state) from error
             self.run.write_head(location, head, self.model.losses)
-        self.model.to(torch.device("cpu"))  # where thresholds are fitted
         if not self.run.has_normalisation:
             self.run.write_normalisation(self._normalisation())
 

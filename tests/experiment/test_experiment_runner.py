@@ -15,7 +15,15 @@ import pytest
 from experiment_fakes import TINY, bundle_outcome, outcome, some_config
 
 from edge_ad.bundle.manifest import ScoreMerge
-from edge_ad.errors import ConfigError, DataNotFoundError, EdgeAdError, InputError, ParityError, ResultsError
+from edge_ad.errors import (
+    ConfigError,
+    DataNotFoundError,
+    DeviceNotFoundError,
+    EdgeAdError,
+    InputError,
+    ParityError,
+    ResultsError,
+)
 from edge_ad.experiment import runner
 from edge_ad.experiment.config import Config, Variant
 from edge_ad.experiment.grid import Cell, cells
@@ -194,6 +202,23 @@ def test_parameters_are_checked_before_anything_runs(
 ):
     with pytest.raises(error, match=said):
         make_plan(some_config(parameters={"padim": parameters}), tmp_path)
+
+
+def test_the_training_device_is_a_setting_where_it_is_not_the_cpu():
+    here, there = (next(cells(some_config(training_device=name))) for name in ("cpu", "cuda"))
+    assert here.settings(Variant.TORCH) == next(cells(some_config())).settings(Variant.TORCH)
+    for variant in (Variant.TORCH, Variant.INT8):
+        assert "training_device" not in here.settings(variant)
+        assert there.settings(variant)["training_device"] == "cuda"
+    assert here.folder_name != there.folder_name
+
+
+def test_a_training_device_that_is_not_there_is_told_before_anything_runs(tmp_path: Path, computed: list[Identity]):
+    plan = make_plan(some_config(training_device="cuda:99"), tmp_path)
+    with pytest.raises(DeviceNotFoundError, match=r"torch finds no device 'cuda:99'; it finds cpu"):
+        run_jobs(plan.jobs, tmp_path)
+    assert not computed
+    assert not list(tmp_path.iterdir())
 
 
 def test_benchmarks_want_the_machine_for_themselves(tmp_path: Path):

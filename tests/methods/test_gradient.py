@@ -194,6 +194,33 @@ def test_divergence_stops_at_the_last_good_state():
     assert float(info.value.state["value"]) == pytest.approx(float(torch.rand(1)) - 3 * 0.25)
 
 
+def test_losses_may_be_looked_at_less_often(monkeypatch):
+    """The same training; divergence is seen later, told of the step it was at, and the last look's state is kept."""
+
+    class Diverging(Mean):
+        steps_done, at = 0, 8
+
+        def loss(self, head, inputs):
+            self.steps_done += 1
+            return head.value.sum() * (torch.nan if self.steps_done == self.at else 1)
+
+    def fitted(at):
+        model = Diverging((4, 4), steps=11)
+        model.at = at
+        return model, model.fit(stream(VALUES), seed=0)
+
+    every, head = fitted(None)
+    monkeypatch.setattr(gradient, "STEPS_PER_LOOK", {"cpu": 3})
+    seldom, same = fitted(None)
+    assert torch.equal(head.value, same.value)
+    assert every.losses == seldom.losses
+    assert len(seldom.losses[0].training) == 11
+    with pytest.raises(DivergedError, match="diverged at step 8:") as info:
+        fitted(8)
+    torch.manual_seed(0)
+    assert float(info.value.state["value"]) == pytest.approx(float(torch.rand(1)) - 5 * 0.25)  # as step 6 found it
+
+
 def test_the_last_update_is_looked_at_too():
     class Overshooting(Mean):
         def loss(self, head, inputs):

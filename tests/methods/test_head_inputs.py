@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from edge_ad.errors import NonFiniteValuesError
-from edge_ad.methods.head_inputs import HeadInputs
+from edge_ad.methods.head_inputs import HeadInputs, memory_budget
 from edge_ad.methods.tile_model import TileStream, location_seed
 from edge_ad.tiling import Location, TileGrid
 
@@ -65,6 +65,8 @@ def test_the_budget_counts_all_tiles():
     size = 10 * 4 * (3 + 3 * 8)
     assert held(size)
     assert not held(size - 1)
+    assert held(None)
+    assert memory_budget(CPU) == 2 * 1024**3
 
 
 @pytest.mark.parametrize("budget", [0, 10**6])

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from edge_ad.errors import DataNotFoundError, EmptyDataError
+from edge_ad.imaging import read_image
+from edge_ad.methods import photographs as photographs_module
 from edge_ad.methods.photographs import Photographs, jitter, luminance
 
 
@@ -30,6 +32,20 @@ def test_photographs_are_tiles_by_seed_some_of_them_grey(folder):
     grey = (drawn == drawn[..., :1]).flatten(1).all(1)
     assert 0.15 < grey.float().mean() < 0.45  # three in ten
     assert {tuple(image[0, 0].tolist()) for image in drawn[~grey]} == {(200, 30, 40), (20, 210, 30), (10, 40, 220)}
+
+
+def test_a_photograph_is_read_once_while_it_fits(folder, monkeypatch):
+    read = []
+    monkeypatch.setattr(photographs_module, "read_image", lambda file: read.append(file) or read_image(file))
+    photographs = Photographs(folder, (24, 32))
+    torch.manual_seed(3)
+    drawn = photographs.draw(50)
+    assert sorted(read) == photographs.files
+    monkeypatch.setattr(photographs_module, "MEMORY_BUDGET_BYTES", 24 * 32 * 3)
+    torch.manual_seed(3)
+    cramped = Photographs(folder, (24, 32))
+    assert torch.equal(cramped.draw(50), drawn)
+    assert len(cramped._held) == 1
 
 
 def test_the_middle_at_twice_the_size_is_taken(tmp_path):

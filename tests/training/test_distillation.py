@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edge_ad.errors import EmptyDataError, InputError, RunMismatchError, WrongWeightsError
-from edge_ad.imaging import read_image
+from edge_ad.imaging import read_image, resize
 from edge_ad.methods import create_model, pdn
 from edge_ad.methods.backbone import Backbone
 from edge_ad.methods.efficient_ad import Teacher
@@ -91,7 +91,9 @@ def test_targets_are_normalised_over_the_photographs(photographs):
     teacher = Teacher(pdn.layers_of("tiny"), mirror=True)
     student = distillation._Student(teacher, Backbone("resnet18", weights="none"), SETTINGS, files, torch.device("cpu"))
     student.measure(no_progress)
-    targets = (student.target([read_image(file) for file in files]) - student.mean) / student.std
+    side = 2 * SETTINGS.image_px
+    images = np.stack([resize(read_image(file), (side, side)) for file in files])
+    targets = (student.target(torch.from_numpy(images)) - student.mean) / student.std
     assert targets.shape == (4, 10, 16, 16)
     assert targets.mean((0, 2, 3)).abs().max() < 1e-3
     assert (targets.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-3
