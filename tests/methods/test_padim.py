@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from edge_ad.errors import BackboneError, InputError, NonFiniteValuesError, TooFewImagesError
 from edge_ad.methods import create_model
-from edge_ad.methods.padim import REGULARISATION, deflate
+from edge_ad.methods.padim import REGULARISATION, deflate, eigh
 from edge_ad.methods.smoothing import UpsampleSmooth
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.tiling import Location, TileGrid
@@ -69,6 +69,15 @@ def test_deflation_is_exact(samples, rank):
     gain, directions = (value.numpy() for value in deflate(torch.from_numpy(covariance), rank))
     inverse = gain[:, None, None] ** 2 * (np.eye(13) - directions.swapaxes(1, 2) @ directions)
     np.testing.assert_allclose(inverse, np.linalg.inv(covariance + REGULARISATION * np.eye(13)), atol=2e-3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_eigenvalues_of_a_stack_are_those_of_each(count):
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(count, 5, 9)))
+    values, vectors = eigh(x @ x.transpose(1, 2))
+    for matrix, own, basis in zip(x @ x.transpose(1, 2), values, vectors, strict=True):
+        np.testing.assert_allclose(own, np.linalg.eigvalsh(matrix), rtol=1e-12)
+        torch.testing.assert_close(basis @ own.diag() @ basis.T, matrix)
 
 
 def test_a_covariance_that_the_float32_solver_gives_up_on_goes_to_float64(monkeypatch):
