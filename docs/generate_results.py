@@ -1,15 +1,18 @@
-"""Writes tables of docs/results.md from the results of experiments in docs/results/: ``make docs``.
+"""Writes tables of docs/results.md from the results of experiments in docs/results/, and of benchmarks: ``make docs``.
 
     <!-- table: methods -->            accuracy by docs/results/methods.jsonl, one row per method and setup
     <!-- end -->
     <!-- costs: latency -->            what bundles cost by docs/results/latency.jsonl, the same
     <!-- end -->
+    <!-- reports: nvidia_h200 -->      reports of ``edge-ad benchmark --json`` in benchmarks/reference/nvidia_h200/
+    <!-- end -->
 
-Such a file is the ``results.jsonl`` of ``edge-ad experiment``: in an experiment's folder it is continued from there.
+A file of lines is the ``results.jsonl`` of ``edge-ad experiment``: in an experiment's folder it is continued from there.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,6 +21,7 @@ from statistics import fmean, stdev
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_ad.benchmarks.report import BenchmarkReport
 from edge_ad.experiment.config import Variant
 from edge_ad.experiment.record import Outcome, Record
 from edge_ad.experiment.store import Store
@@ -25,9 +29,10 @@ from edge_ad.setups import SETUPS
 
 PAGE = Path(__file__).with_name("results.md")
 LINES = Path(__file__).with_name("results")
+REPORTS = PAGE.parents[1] / "benchmarks" / "reference"
 SETS = {"bsdata": "BSData", "magnetic_tile": "magnetic tile", "casting512": "casting", "kolektorsdd": "KolektorSDD"}
 RESAMPLES = 1000
-BLOCK = re.compile(r"(<!-- (table|costs): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (table|costs|reports): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Measure = Callable[[Outcome], float | None]
 
@@ -59,6 +64,25 @@ def costs(records: Sequence[Record]) -> str:
             found, size, peak = outcome.benchmark, outcome.size_bytes, outcome.benchmark.resident_peak_bytes
             figures = f"{found.latency_median_ms:.1f}", f"{found.bare_ratio:.2f}", f"{peak / 2**20:.0f}"
             lines.append(_row([method, setup, *figures, f"{found.load_ms:.0f}", f"{size / 1e6:.0f}"]))
+    return "\n".join(lines)
+
+
+def reports(folder: Path) -> str:
+    """What the benchmarks of ``folder`` found, a line each."""
+    header = ("bundle", "ran in", "end to end, ms", "bare, ms", "of the ceiling", "images/s", "device, MiB")
+    lines = [_row(header), _row(["---", "---", *("---:" for _ in header[2:])])]
+    for path in sorted(folder.glob("*.json")):
+        report = BenchmarkReport.from_json(json.loads(path.read_text(encoding="utf-8")))
+        ran_in = ", ".join(dict.fromkeys(report.executed.values()))
+        percent, held, batched = report.achieved.ceiling_percent, report.memory.device_bytes, report.throughput
+        figures = (
+            f"{report.latency.end_to_end.median_ms:.2f}",
+            f"{report.latency.bare.median_ms:.2f}",
+            "-" if percent is None else f"{percent:.0f} %",
+            f"{batched.images_per_s:.0f}" if batched else "-",
+            "-" if held is None else f"{held / 2**20:.0f}",
+        )
+        lines.append(_row([path.stem, ran_in, *figures]))
     return "\n".join(lines)
 
 
@@ -155,8 +179,11 @@ def render(page: str) -> str:
     """``page`` with its tables anew."""
 
     def block(found: re.Match[str]) -> str:
-        records = list(Store(LINES / f"{found[3]}.jsonl").read().values())
-        written = {"table": table, "costs": costs}[found[2]](records)
+        kind, name = found[2], found[3]
+        if kind == "reports":
+            written = reports(REPORTS / name)
+        else:
+            written = {"table": table, "costs": costs}[kind](list(Store(LINES / f"{name}.jsonl").read().values()))
         return f"{found[1]}{written}\n{found[4]}"
 
     return BLOCK.sub(block, page)

@@ -1,4 +1,4 @@
-"""The tables of docs/results.md are those of the lines in docs/results/."""
+"""The tables of docs/results.md are those of the lines in docs/results/ and of the reports in benchmarks/reference/."""
 
 from __future__ import annotations
 
@@ -16,5 +16,6 @@ def test_the_tables_are_those_of_the_lines():
 
 def test_every_file_of_lines_is_shown():
     generator = runpy.run_path(str(GENERATOR))
-    shown = {found[3] for found in generator["BLOCK"].finditer(generator["PAGE"].read_text(encoding="utf-8"))}
-    assert {path.stem for path in generator["LINES"].glob("*.jsonl")} == shown
+    shown = {(found[2], found[3]) for found in generator["BLOCK"].finditer(generator["PAGE"].read_text("utf-8"))}
+    assert {path.stem for path in generator["LINES"].glob("*.jsonl")} == {n for kind, n in shown if kind != "reports"}
+    assert {path.name for path in generator["REPORTS"].iterdir()} == {n for kind, n in shown if kind == "reports"}

@@ -187,6 +187,7 @@ class EfficientAd(GradientModel):
     name: ClassVar[str] = "efficient_ad"
     minimum_tiles: ClassVar[int] = 2
     head_takes_image: ClassVar[bool] = True
+    head_keeps_f32: ClassVar[bool] = False
     holds_out: ClassVar[bool] = True
     minimum_held_out: ClassVar[int] = 2  # quantiles of one image would be that image's alone
     default_schedule: ClassVar[str] = "original"

@@ -24,6 +24,7 @@ ENGINE = "ONNX Runtime"
 ELEMENTS_MAX = 2**31  # of one tensor: outputs are allocated before the graph runs
 BATCH_AXIS = "batch"  # the free dimension our exporter names
 ARITHMETIC = "edge_ad.arithmetic"  # metadata our exporter writes: what float parts compute in, f32 without it
+_ERRORS = 3  # as ONNX Runtime numbers what it logs
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
 
 
@@ -184,7 +185,7 @@ def open_graph(
     if cache_dir is not None and kind != "TENSORRT":
         raise InputError(f"cache_dir: {ENGINE} keeps no compiled graphs on {kind}; leave it out")
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors; its warnings would go to stderr unasked
+    options.log_severity_level = _ERRORS  # its warnings would go to stderr unasked
     options.add_free_dimension_override_by_name(BATCH_AXIS, batch_size)
     # Every session has threads of its own, which by default spin while they wait: those of ten idle graphs then take
     # the cores from the one that runs (an ensemble of nine on two shared cores took five times as long).
@@ -229,6 +230,7 @@ def _parse(device: str) -> tuple[str, str]:
 @cache
 def _load_libraries() -> None:
     """CUDA and cuDNN from their Python packages, where they are installed so; the system's are found without."""
+    ort.set_default_logger_severity(_ERRORS)  # else a warning per session that CUDA is no plugin
     if hasattr(ort, "preload_dlls"):  # from 1.21 on
         with redirect_stdout(StringIO()):  # it tells there what it does not find
             ort.preload_dlls()
