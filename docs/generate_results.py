@@ -7,7 +7,7 @@
     <!-- reports: nvidia_h200 -->      reports of ``edge-ad benchmark --json`` in benchmarks/reference/nvidia_h200/
     <!-- end -->
 
-A file of lines is the ``results.jsonl`` of ``edge-ad experiment``: in an experiment's folder it is continued from there.
+A file of lines is the ``results.jsonl`` of ``edge-ad experiment``: in an experiment's folder it is continued.
 """
 
 from __future__ import annotations
