@@ -25,10 +25,10 @@ def whole_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (rows / (scale * STEP)).round() * STEP, scale
 
 
-def rounded(values: Tensor) -> Tensor:
-    """``values`` in [-1, 1) at the nearest multiple of `STEP`, ties to even, float32; beyond, at the ends.
+def rounded(values: Tensor, step: float = STEP) -> Tensor:
+    """``values`` at the nearest of the multiples -128 to 127 of ``step``, ties to even, float32.
 
     >>> (rounded(torch.tensor([-3.0, 0.005, 0.99, 1.0])) * 128).tolist()
     [-128.0, 1.0, 127.0, 127.0]
     """
-    return torch.fake_quantize_per_tensor_affine(values, STEP, 0, -LARGEST - 1, LARGEST)
+    return torch.fake_quantize_per_tensor_affine(values, step, 0, -LARGEST - 1, LARGEST)

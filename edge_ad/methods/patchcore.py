@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from edge_ad.errors import CoresetSizeError, NonFiniteValuesError
 from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
 from edge_ad.methods.coreset import farthest_points, random_projection
+from edge_ad.methods.eight_bits import STEP, rounded, whole_rows
 from edge_ad.methods.head_inputs import HeadInputs
 from edge_ad.methods.local_averages import LocalAverages
 from edge_ad.methods.smoothing import UpsampleSmooth
@@ -73,12 +74,61 @@ class PatchcoreHead(nn.Module):
         """
         nearest = self._closeness(patch).argmax(2)[:, 0]
         around = self.bank[self.neighbours[nearest]][:, :, :-2]  # (N, b, D), m* first
-        distances = ((patch - around) * (patch - around)).sum(2).sqrt()
-        return (1 - distances.softmax(1)[:, 0]) * distances[:, 0]
+        return reweighted(((patch - around) * (patch - around)).sum(2).sqrt())
 
     def _closeness(self, patches: Tensor) -> Tensor:
         """x y - |y|^2 / 2 (N, P, M): greatest for the vector that is nearest."""
         return F.pad(patches, (0, 2), value=1.0) @ self.bank.T
+
+
+class PatchcoreInt8Head(nn.Module):
+    """`PatchcoreHead` with its product in int8.
+
+    Both sides are rounded once, a patch x to r and a vector of the bank to y, and distances are those between r and y.
+    Products of whole numbers lose no digit, so that a small difference of large squares is off by no more than rounding
+    moved its ends. A step is 1/127 of the largest number of the bank, for y of its own largest one; a patch that exceeds
+    this range keeps what was cut off: d^2 = |r - y|^2 + |x - r|^2, for it points away from the bank.
+    """
+
+    centre: Tensor
+    bank: Tensor
+    lengths: Tensor
+    half_squares: Tensor
+    neighbours: Tensor
+
+    def __init__(self, head: PatchcoreHead) -> None:
+        super().__init__()
+        self.positions = head.positions
+        vectors = head.bank[:, :-2]
+        self.step = whole_rows(vectors.flatten())[1].item() * STEP
+        bank, lengths = whole_rows(vectors)
+        lengths = lengths.half().float()  # as a bundle stores them: the squares are of the vectors it multiplies
+        self.register_buffer("centre", head.centre)
+        self.register_buffer("bank", bank)
+        self.register_buffer("lengths", lengths[:, 0])
+        self.register_buffer("half_squares", (bank * lengths).square().sum(1) / 2)
+        self.register_buffer("neighbours", head.neighbours)
+        self.upsample = head.upsample
+
+    def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """As `PatchcoreHead.forward`."""
+        patches = embedding.flatten(2).transpose(1, 2) - self.centre  # (N, P, D)
+        near = rounded(patches, self.step)
+        beyond = patches - near
+        squares = (near * near + beyond * beyond).sum(2)  # (N, P)
+        closeness = (near @ self.bank.T) * self.lengths - self.half_squares  # (N, P, M), greatest for the nearest
+        distance = F.relu(squares - 2 * closeness.amax(2)).sqrt()
+        anomaly_map = self.upsample(distance.reshape(-1, 1, *self.positions))
+        farthest = distance.argmax(1, keepdim=True)  # (N, 1)
+        towards = closeness.gather(1, farthest[:, :, None].expand(-1, -1, closeness.shape[2]))[:, 0]  # (N, M)
+        around = self.neighbours[towards.argmax(1)]  # (N, b)
+        squared = squares.gather(1, farthest) - 2 * towards.gather(1, around)
+        return anomaly_map, reweighted(F.relu(squared).sqrt())
+
+
+def reweighted(distances: Tensor) -> Tensor:
+    """Eq. 7 (N,) of the distances (N, b) to m* and to what lies around it in the bank, m* first."""
+    return (1 - distances.softmax(1)[:, 0]) * distances[:, 0]
 
 
 class Patchcore(TileModel):
@@ -132,6 +182,12 @@ class Patchcore(TileModel):
         head = PatchcoreHead(self.positions, self.dimensions, size, neighbours, self.tile_size)
         head.load_state_dict(state)
         return head.eval()
+
+    @torch.no_grad()
+    def in_int8(self, head: nn.Module) -> PatchcoreInt8Head:
+        """See `TileModel.in_int8`."""
+        assert isinstance(head, PatchcoreHead)
+        return PatchcoreInt8Head(head).eval()
 
     def check_counts(self, images: int, tiles: int) -> None:
         """See `TileModel.check_counts`.

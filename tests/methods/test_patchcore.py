@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.special
 import torch
 import torch.nn.functional as F
 from scipy.spatial.distance import cdist
@@ -14,7 +15,7 @@ from edge_ad.errors import BackboneError, CoresetSizeError
 from edge_ad.methods import create_model
 from edge_ad.methods.coreset import farthest_points
 from edge_ad.methods.head_inputs import HeadInputs
-from edge_ad.methods.patchcore import PatchcoreHead, bank_state, nearest_in_bank
+from edge_ad.methods.patchcore import PatchcoreHead, PatchcoreInt8Head, bank_state, nearest_in_bank
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.tiling import Location, TileGrid
 
@@ -67,6 +68,76 @@ def test_map_and_score_are_those_of_the_paper(images):
     # float32 against float64: 2e-6 measured, 1e-4 allowed
     np.testing.assert_allclose(anomaly_map[:, 0].numpy(), maps, rtol=1e-4)
     np.testing.assert_allclose(score.numpy(), scores, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_in_int8_distances_are_those_of_the_rounded_vectors(images):
+    kind = model(coreset_ratio=0.3)
+    head = kind.fit(stream(kind, images), seed=0)
+    rows, cols = GRID.window(Location(1, 0))
+    embedding = kind.extract(torch.from_numpy(255 - images[:3, rows, cols]))[0]
+    centre, vectors = head.centre.double().numpy(), head.bank[:, :-2].double().numpy()
+    step = np.abs(vectors).max() / 127
+    largest = np.abs(vectors).max(1, keepdims=True)
+    stored = (largest / 127 * 128).astype(np.float16) / np.float64(128)  # a step as a bundle has it
+    bank, maps, scores = np.rint(vectors / largest * 127) * stored, [], []
+    for patches in embedding.flatten(2).transpose(1, 2).double().numpy() - centre:
+        near = np.rint(patches / step).clip(-128, 127) * step
+        distances = np.sqrt(cdist(near, bank) ** 2 + ((patches - near) ** 2).sum(1, keepdims=True))
+        nearest = distances.min(1)
+        top = nearest.argmax()
+        near_bank = cdist(vectors[[distances[top].argmin()]], vectors)[0].argsort()[:9]
+        scores.append((1 - scipy.special.softmax(distances[top][near_bank])[0]) * nearest[top])
+        maps.append(kind.in_int8(head).upsample(torch.from_numpy(nearest).float().reshape(1, 1, 4, 6))[0, 0].numpy())
+    anomaly_map, score = kind.in_int8(head)(embedding)
+    np.testing.assert_allclose(anomaly_map[:, 0].numpy(), maps, rtol=1e-4)
+    np.testing.assert_allclose(score.numpy(), scores, rtol=1e-4)
+    exact_map, exact_score = head(embedding)
+    assert 1e-5 < ((anomaly_map - exact_map).abs() / exact_map).max() < 0.01
+    assert ((score - exact_score).abs() / exact_score).max() < 0.01
+
+
+@torch.no_grad()
+def test_in_int8_whole_steps_are_exact():
+    """Bank and patches that eight bits hold: the float head's map and score."""
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.randint(-126, 127, (20, 8), generator=generator)
+    steps[:, 0] = 127
+    head = head_with(torch.cat([steps, -steps]) / 32, (3, 4), (24, 32))  # their mean is zero
+    patches = torch.randint(-128, 128, (2, 8, 3, 4), generator=generator) / 32
+    for found, expected in zip(PatchcoreInt8Head(head)(patches), head(patches), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+@torch.no_grad()
+def test_in_int8_the_weight_by_hand():
+    # The patch at 4 is 127/16 - 4, 4 and 127/16 + 4 away
+    head = PatchcoreInt8Head(head_with([[127 / 16], [0.0], [-127 / 16]]))
+    distances = [127 / 16 - 4, 4, 127 / 16 + 4]
+    share = math.exp(distances[0]) / sum(map(math.exp, distances))
+    score = head(torch.tensor([[[[4.0]]]]))[1].item()
+    assert score == pytest.approx((1 - share) * distances[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("times", [1.1, 3, 1000])
+@torch.no_grad()
+def test_in_int8_what_exceeds_the_range_still_counts(times):
+    """At right angles, or along: between 0.7 of the distance and all of it."""
+    generator = torch.Generator().manual_seed(0)
+    head = head_with(torch.randn(30, 16, generator=generator), (5, 5), (40, 40))
+    way = torch.randn(1, 16, 5, 5, generator=generator)
+    way = way / way.abs().amax(1, keepdim=True) * head.bank[:, :-2].abs().max() * times
+    ratio = PatchcoreInt8Head(head)(way + head.centre[:, None, None])[0] / head(way + head.centre[:, None, None])[0]
+    assert ratio.min() > 0.7
+    assert ratio.max() < 1.01
+
+
+@torch.no_grad()
+def test_in_int8_a_bank_of_equal_vectors():
+    head = PatchcoreInt8Head(head_with([[2.0, 3.0], [2.0, 3.0]]))
+    anomaly_map, score = head(torch.tensor([2.0, 5.0]).reshape(1, 2, 1, 1))
+    assert 1.4 < anomaly_map.min() <= anomaly_map.max() < 2.01
+    assert 0.7 < score.item() < 1.01  # the shares are 1/2 and 1/2
 
 
 @torch.no_grad()
