@@ -25,7 +25,7 @@ from edge_ad.methods.local_averages import LocalAverages
 from edge_ad.methods.smoothing import UpsampleSmooth
 from edge_ad.methods.tile_model import HeadInt8, TileModel, TileStream
 from edge_ad.progress import Progress, no_progress
-from edge_ad.tiling import Size
+from edge_ad.tiling import FeatureAxes, Size
 
 REDUCTIONS = (8, 16)  # ResNet's layer2 and layer3
 CORESET_RATIO = 0.1
@@ -58,8 +58,8 @@ class PatchcoreHead(nn.Module):
         self.upsample = UpsampleSmooth(positions, tile_size, SMOOTHING_SIGMA_PX)
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """(anomaly_map (N, 1, h, w), pred_score (N,)) float32 of ``embedding`` (N, D, h', w')."""
-        patches = embedding.flatten(2).transpose(1, 2) - self.centre  # (N, P, D)
+        """(anomaly_map (N, 1, h, w), pred_score (N,)) float32 of ``embedding`` (N, h', w', D)."""
+        patches = embedding.flatten(1, 2) - self.centre  # (N, P, D)
         squared = (patches * patches).sum(2) - 2 * self._closeness(patches).amax(2)
         distance = F.relu(squared).sqrt()  # (N, P)
         anomaly_map = self.upsample(distance.reshape(-1, 1, *self.positions))
@@ -86,8 +86,9 @@ class PatchcoreInt8Head(nn.Module):
 
     Both sides are rounded once, a patch x to r and a vector of the bank to y, and distances are those between r and y.
     Products of whole numbers lose no digit, so that a small difference of large squares is off by no more than rounding
-    moved its ends. A step is 1/127 of the largest number of the bank, for y of its own largest one; a patch that exceeds
-    this range keeps what was cut off: d^2 = |r - y|^2 + |x - r|^2, for it points away from the bank.
+    moved its ends. A step is 1/127 of the largest number in the bank, for y of its own largest. What of a patch lies
+    beyond this range is not lost: d^2 = |r - y|^2 + |x - r|^2, since it points away from the bank. Bundles store
+    |y|^2 / 2 in half precision, up to 2.5e-4 of it off, which is less than what the rounding of y costs.
     """
 
     centre: Tensor
@@ -112,7 +113,7 @@ class PatchcoreInt8Head(nn.Module):
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """As `PatchcoreHead.forward`."""
-        patches = embedding.flatten(2).transpose(1, 2) - self.centre  # (N, P, D)
+        patches = embedding.flatten(1, 2) - self.centre  # (N, P, D)
         near = rounded(patches, self.step)
         beyond = patches - near
         squares = (near * near + beyond * beyond).sum(2)  # (N, P)
@@ -148,6 +149,7 @@ class Patchcore(TileModel):
     minimum_tiles: ClassVar[int] = 1
     head_int8: ClassVar[HeadInt8] = HeadInt8.REFIT
     feature_names = ("embedding",)
+    feature_axes = FeatureAxes.NHWC
 
     def __init__(
         self,
@@ -174,7 +176,7 @@ class Patchcore(TileModel):
         self.positions = network.map_sizes(tile_size)[0]
         self.dimensions = sum(spec.channels for spec in network.features)
         self.weights_source = network.source
-        self.extractor = LocalAverages(network, self.positions).eval()
+        self.extractor = LocalAverages(network, self.positions, self.feature_axes).eval()
 
     def head_from_state(self, state: Mapping[str, Tensor]) -> PatchcoreHead:
         """See `TileModel.head_from_state`."""
@@ -267,5 +269,5 @@ def nearest_in_bank(bank: Tensor, count: int) -> Tensor:
 
 
 def _patches(embedding: Tensor) -> Tensor:
-    """(N P, D) of (N, D, h', w')."""
-    return embedding.flatten(2).transpose(1, 2).flatten(0, 1)
+    """(N P, D) of (N, h', w', D)."""
+    return embedding.flatten(0, 2)

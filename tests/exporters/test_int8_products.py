@@ -97,15 +97,15 @@ def test_the_distances_to_a_bank_are_multiplied_in_int8(tmp_path: Path, batch: i
     module = PatchcoreInt8Head(head).eval()
     graph = TorchGraph(
         module,
-        (TensorSpec("embedding", (1, CHANNELS, 8, 8), "float32"),),
+        (TensorSpec("embedding", (1, 8, 8, CHANNELS), "float32"),),
         (TensorSpec("anomaly_map", (1, 1, 64, 64), "float32"), TensorSpec("pred_score", (1,), "float32")),
     )
     path, weights = openvino_ir.write(openvino_ir.convert(graph), tmp_path / "head", half=True)
     model = ov.Core().read_model(path)
     assert weights.stat().st_size < 256 * (CHANNELS + 9 * 8) + 6000  # the bank in bytes, its neighbours in int64
-    model.reshape([batch, CHANNELS, 8, 8])
+    model.reshape([batch, 8, 8, CHANNELS])
     compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    embedding = features(batch).reshape(batch, 8, 8, CHANNELS).permute(0, 3, 1, 2).contiguous()
+    embedding = features(batch).reshape(batch, 8, 8, CHANNELS)
     with torch.no_grad():
         expected = [output.numpy() for output in module(embedding)]
     found = compiled(embedding.numpy())

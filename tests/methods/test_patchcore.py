@@ -55,7 +55,7 @@ def test_map_and_score_are_those_of_the_paper(images):
     embedding = kind.extract(torch.from_numpy(255 - images[:3, rows, cols]))[0]
     bank, b = vectors_of(head), 9
     maps, scores = [], []
-    for patches in embedding.flatten(2).transpose(1, 2).double().numpy():
+    for patches in embedding.flatten(1, 2).double().numpy():
         distances = cdist(patches, bank)
         nearest = distances.min(1)
         top = nearest.argmax()
@@ -81,7 +81,7 @@ def test_in_int8_distances_are_those_of_the_rounded_vectors(images):
     largest = np.abs(vectors).max(1, keepdims=True)
     stored = (largest / 127 * 128).astype(np.float16) / np.float64(128)  # a step as a bundle has it
     bank, maps, scores = np.rint(vectors / largest * 127) * stored, [], []
-    for patches in embedding.flatten(2).transpose(1, 2).double().numpy() - centre:
+    for patches in embedding.flatten(1, 2).double().numpy() - centre:
         near = np.rint(patches / step).clip(-128, 127) * step
         distances = np.sqrt(cdist(near, bank) ** 2 + ((patches - near) ** 2).sum(1, keepdims=True))
         nearest = distances.min(1)
@@ -104,7 +104,7 @@ def test_in_int8_whole_steps_are_exact():
     steps = torch.randint(-126, 127, (20, 8), generator=generator)
     steps[:, 0] = 127
     head = head_with(torch.cat([steps, -steps]) / 32, (3, 4), (24, 32))  # their mean is zero
-    patches = torch.randint(-128, 128, (2, 8, 3, 4), generator=generator) / 32
+    patches = torch.randint(-128, 128, (2, 3, 4, 8), generator=generator) / 32
     for found, expected in zip(PatchcoreInt8Head(head)(patches), head(patches), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
@@ -125,9 +125,9 @@ def test_in_int8_what_exceeds_the_range_still_counts(times):
     """At right angles, or along: between 0.7 of the distance and all of it."""
     generator = torch.Generator().manual_seed(0)
     head = head_with(torch.randn(30, 16, generator=generator), (5, 5), (40, 40))
-    way = torch.randn(1, 16, 5, 5, generator=generator)
-    way = way / way.abs().amax(1, keepdim=True) * head.bank[:, :-2].abs().max() * times
-    ratio = PatchcoreInt8Head(head)(way + head.centre[:, None, None])[0] / head(way + head.centre[:, None, None])[0]
+    way = torch.randn(1, 5, 5, 16, generator=generator)
+    way = way / way.abs().amax(3, keepdim=True) * head.bank[:, :-2].abs().max() * times
+    ratio = PatchcoreInt8Head(head)(way + head.centre)[0] / head(way + head.centre)[0]
     assert ratio.min() > 0.7
     assert ratio.max() < 1.01
 
@@ -135,7 +135,7 @@ def test_in_int8_what_exceeds_the_range_still_counts(times):
 @torch.no_grad()
 def test_in_int8_a_bank_of_equal_vectors():
     head = PatchcoreInt8Head(head_with([[2.0, 3.0], [2.0, 3.0]]))
-    anomaly_map, score = head(torch.tensor([2.0, 5.0]).reshape(1, 2, 1, 1))
+    anomaly_map, score = head(torch.tensor([2.0, 5.0]).reshape(1, 1, 1, 2))
     assert 1.4 < anomaly_map.min() <= anomaly_map.max() < 2.01
     assert 0.7 < score.item() < 1.01  # the shares are 1/2 and 1/2
 
@@ -152,7 +152,7 @@ def test_the_weight_by_hand():
 def test_the_weight_of_large_distances_does_not_overflow():
     # exp(2000) is no float; the shares are 1/2 and 1/2
     head = head_with([[0.0, 0.0], [0.0, 1.0]])
-    score = head(torch.tensor([2000.0, 0.5]).reshape(1, 2, 1, 1))[1].item()
+    score = head(torch.tensor([2000.0, 0.5]).reshape(1, 1, 1, 2))[1].item()
     assert score == pytest.approx(0.5 * math.hypot(2000, 0.5), rel=1e-5)
 
 
@@ -160,7 +160,7 @@ def test_the_weight_of_large_distances_does_not_overflow():
 def test_a_remembered_patch_is_at_no_distance():
     vectors = np.random.default_rng(0).normal(50, 1, (200, 64)).astype(np.float32)
     head = head_with(vectors, (10, 20), (80, 160))
-    anomaly_map, score = head(torch.from_numpy(vectors.T.reshape(1, 64, 10, 20)))
+    anomaly_map, score = head(torch.from_numpy(vectors.reshape(1, 10, 20, 64)))
     # Without the centre, rounding of |x|^2 = 160000 alone is a distance of 0.1
     assert anomaly_map.max() < 0.01
     assert score < 0.01
@@ -192,7 +192,7 @@ def test_the_embedding_averages_neighbourhoods():
 
     expected = torch.cat([averaged(layer2), F.interpolate(averaged(layer3), scale_factor=2, mode="bilinear")], dim=1)
     assert expected.shape == (2, 128 + 256, 4, 6)
-    torch.testing.assert_close(kind.extract(image)[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kind.extract(image)[0], expected.permute(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -200,7 +200,7 @@ def test_the_bank_is_the_coreset_of_all_patches(images, monkeypatch):
     monkeypatch.setattr("edge_ad.methods.patchcore.random_projection", lambda dimensions, generator: torch.eye(384))
     kind = model(bank_size=31)
     head = kind.fit(stream(kind, images, 2), seed=4)
-    patches = torch.cat([part.flatten(2).transpose(1, 2).flatten(0, 1) for (part,) in stream(kind, images, 7)])
+    patches = torch.cat([part.flatten(0, 2) for (part,) in stream(kind, images, 7)])
     first = int(torch.randint(len(patches), (1,), generator=torch.Generator().manual_seed(4)))
     expected = patches[farthest_points(patches, 31, first)]
     np.testing.assert_allclose(vectors_of(head), expected.numpy(), atol=1e-4)
