@@ -86,9 +86,9 @@ class PatchcoreInt8Head(nn.Module):
 
     Both sides are rounded once, a patch x to r and a vector of the bank to y, and distances are those between r and y.
     Products of whole numbers lose no digit, so that a small difference of large squares is off by no more than rounding
-    moved its ends. A step is 1/127 of the largest number in the bank, for y of its own largest. What of a patch lies
-    beyond this range is not lost: d^2 = |r - y|^2 + |x - r|^2, since it points away from the bank. Bundles store
-    |y|^2 / 2 in half precision, up to 2.5e-4 of it off, which is less than what the rounding of y costs.
+    moved its ends. A step of r is 1/255 of the bank's range, which is lopsided around the mean; of y, 1/127 of its largest
+    number. What of a patch lies beyond the range is not lost: d^2 = |r - y|^2 + |x - r|^2, since it points away from the
+    bank. Bundles store |y|^2 / 2 in half precision, up to 2.5e-4 of it off: less than the rounding of y costs.
     """
 
     centre: Tensor
@@ -101,7 +101,9 @@ class PatchcoreInt8Head(nn.Module):
         super().__init__()
         self.positions = head.positions
         vectors = head.bank[:, :-2]
-        self.step = whole_rows(vectors.flatten())[1].item() * STEP
+        lowest, highest = (number.item() for number in vectors.aminmax())
+        self.step = (highest - lowest) / 255 or STEP
+        self.lowest = round(lowest / self.step)
         bank, lengths = whole_rows(vectors)
         lengths = lengths.half().float()  # as a bundle stores them: the squares are of the vectors it multiplies
         self.register_buffer("centre", head.centre)
@@ -114,7 +116,7 @@ class PatchcoreInt8Head(nn.Module):
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """As `PatchcoreHead.forward`."""
         patches = embedding.flatten(1, 2) - self.centre  # (N, P, D)
-        near = rounded(patches, self.step)
+        near = rounded(patches, self.step, self.lowest)
         beyond = patches - near
         squares = (near * near + beyond * beyond).sum(2)  # (N, P)
         closeness = (near @ self.bank.T) * self.lengths - self.half_squares  # (N, P, M), greatest for the nearest

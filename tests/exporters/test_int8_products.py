@@ -91,7 +91,7 @@ def test_the_engine_multiplies_them_in_int8(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_distances_to_a_bank_are_multiplied_in_int8(tmp_path: Path, batch: int) -> None:
     """One matrix for all positions, which an engine calls a fully connected layer, with its scales and squares."""
-    state = bank_state(torch.randn(256, CHANNELS, generator=torch.Generator().manual_seed(0)))
+    state = bank_state(torch.randn(256, CHANNELS, generator=torch.Generator().manual_seed(0)).exp())
     head = PatchcoreHead((8, 8), CHANNELS, *state["neighbours"].shape, (64, 64))
     head.load_state_dict(state)
     module = PatchcoreInt8Head(head).eval()

@@ -77,12 +77,13 @@ def test_in_int8_distances_are_those_of_the_rounded_vectors(images):
     rows, cols = GRID.window(Location(1, 0))
     embedding = kind.extract(torch.from_numpy(255 - images[:3, rows, cols]))[0]
     centre, vectors = head.centre.double().numpy(), head.bank[:, :-2].double().numpy()
-    step = np.abs(vectors).max() / 127
+    step = np.ptp(vectors) / 255
+    lowest = np.rint(vectors.min() / step)
     largest = np.abs(vectors).max(1, keepdims=True)
     stored = (largest / 127 * 128).astype(np.float16) / np.float64(128)  # a step as a bundle has it
     bank, maps, scores = np.rint(vectors / largest * 127) * stored, [], []
     for patches in embedding.flatten(1, 2).double().numpy() - centre:
-        near = np.rint(patches / step).clip(-128, 127) * step
+        near = np.rint(patches / step).clip(lowest, lowest + 255) * step
         distances = np.sqrt(cdist(near, bank) ** 2 + ((patches - near) ** 2).sum(1, keepdims=True))
         nearest = distances.min(1)
         top = nearest.argmax()
@@ -98,24 +99,27 @@ def test_in_int8_distances_are_those_of_the_rounded_vectors(images):
 
 
 @torch.no_grad()
-def test_in_int8_whole_steps_are_exact():
-    """Bank and patches that eight bits hold: the float head's map and score."""
+def test_in_int8_a_distance_is_off_by_no_more_than_its_ends_are_moved():
+    """Far from the mean but near each other, where a product of rounded numbers alone would be off by far more."""
     generator = torch.Generator().manual_seed(0)
-    steps = torch.randint(-126, 127, (20, 8), generator=generator)
-    steps[:, 0] = 127
-    head = head_with(torch.cat([steps, -steps]) / 32, (3, 4), (24, 32))  # their mean is zero
-    patches = torch.randint(-128, 128, (2, 3, 4, 8), generator=generator) / 32
-    for found, expected in zip(PatchcoreInt8Head(head)(patches), head(patches), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    far = 5 * torch.randn(2, 1, 32, generator=generator)
+    bank = far.flatten(0, 1).repeat(20, 1) + torch.randn(40, 32, generator=generator) / 2
+    head = head_with(bank, (3, 4), (24, 32))
+    patches = bank[:24].reshape(2, 3, 4, 32) + torch.randn(2, 3, 4, 32, generator=generator) / 4
+    moved = math.sqrt(32) / 2 * (np.ptp(head.bank[:, :-2]) / 255 + head.bank[:, :-2].abs().amax(1).max() / 127)
+    found, expected = PatchcoreInt8Head(head)(patches)[0], head(patches)[0]  # smoothing averages
+    assert 0 < (found - expected).abs().max() < moved
+    assert moved < expected.min() / 2
 
 
 @torch.no_grad()
 def test_in_int8_the_weight_by_hand():
-    # The patch at 4 is 127/16 - 4, 4 and 127/16 + 4 away
-    head = PatchcoreInt8Head(head_with([[127 / 16], [0.0], [-127 / 16]]))
-    distances = [127 / 16 - 4, 4, 127 / 16 + 4]
+    # Bank -2, -1 and 3 at 51 steps each, the patch at 20 steps: nothing is rounded
+    unit = 127 / 128
+    head = PatchcoreInt8Head(head_with([[3 * unit], [-unit], [-2 * unit]]))
+    distances = [71 / 51 * unit, 122 / 51 * unit, 133 / 51 * unit]
     share = math.exp(distances[0]) / sum(map(math.exp, distances))
-    score = head(torch.tensor([[[[4.0]]]]))[1].item()
+    score = head(torch.full((1, 1, 1, 1), 20 / 51 * unit))[1].item()
     assert score == pytest.approx((1 - share) * distances[0], rel=1e-5)
 
 
