@@ -86,9 +86,9 @@ class PatchcoreInt8Head(nn.Module):
 
     Both sides are rounded once, a patch x to r and a vector of the bank to y, and distances are those between r and y.
     Products of whole numbers lose no digit, so that a small difference of large squares is off by no more than rounding
-    moved its ends. A step of r is 1/255 of the bank's range, which is lopsided around the mean; of y, 1/127 of its largest
-    number. What of a patch lies beyond the range is not lost: d^2 = |r - y|^2 + |x - r|^2, since it points away from the
-    bank. Bundles store |y|^2 / 2 in half precision, up to 2.5e-4 of it off: less than the rounding of y costs.
+    moved its ends. A step of r is 1/255 of the bank's range, which is lopsided around the mean; of y, 1/127 of its
+    largest number. What of a patch lies beyond the range is not lost: d^2 = |r - y|^2 + |x - r|^2, since it points away
+    from the bank. Bundles store |y|^2 / 2 in half precision, up to 2.5e-4 of it off: less than the rounding of y costs.
     """
 
     centre: Tensor
