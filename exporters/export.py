@@ -67,7 +67,7 @@ VERIFY_TOLERANCE = 0.02  # of the distance from low to threshold
 class Writer:
     """How a format converts a torch graph and writes the result; ``write`` returns the files, the one to open first.
 
-    ``multiplies_int8``: whether its engine multiplies stacks of matrices in int8 where `TileModel.in_int8` asks for it.
+    ``multiplies_int8``: whether its engine multiplies matrices in int8 where `TileModel.in_int8` asks for it.
     """
 
     convert: Callable[[TorchGraph], Any]

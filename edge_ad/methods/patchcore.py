@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from edge_ad.errors import CoresetSizeError, NonFiniteValuesError
 from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
 from edge_ad.methods.coreset import farthest_points, random_projection
+from edge_ad.methods.eight_bits import STEP, rounded, whole_rows
 from edge_ad.methods.head_inputs import HeadInputs
 from edge_ad.methods.local_averages import LocalAverages
 from edge_ad.methods.smoothing import UpsampleSmooth
 from edge_ad.methods.tile_model import HeadInt8, TileModel, TileStream
 from edge_ad.progress import Progress, no_progress
-from edge_ad.tiling import Size
+from edge_ad.tiling import FeatureAxes, Size
 
 REDUCTIONS = (8, 16)  # ResNet's layer2 and layer3
 CORESET_RATIO = 0.1
@@ -57,8 +58,8 @@ class PatchcoreHead(nn.Module):
         self.upsample = UpsampleSmooth(positions, tile_size, SMOOTHING_SIGMA_PX)
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """(anomaly_map (N, 1, h, w), pred_score (N,)) float32 of ``embedding`` (N, D, h', w')."""
-        patches = embedding.flatten(2).transpose(1, 2) - self.centre  # (N, P, D)
+        """(anomaly_map (N, 1, h, w), pred_score (N,)) float32 of ``embedding`` (N, h', w', D)."""
+        patches = embedding.flatten(1, 2) - self.centre  # (N, P, D)
         squared = (patches * patches).sum(2) - 2 * self._closeness(patches).amax(2)
         distance = F.relu(squared).sqrt()  # (N, P)
         anomaly_map = self.upsample(distance.reshape(-1, 1, *self.positions))
@@ -73,12 +74,64 @@ class PatchcoreHead(nn.Module):
         """
         nearest = self._closeness(patch).argmax(2)[:, 0]
         around = self.bank[self.neighbours[nearest]][:, :, :-2]  # (N, b, D), m* first
-        distances = ((patch - around) * (patch - around)).sum(2).sqrt()
-        return (1 - distances.softmax(1)[:, 0]) * distances[:, 0]
+        return reweighted(((patch - around) * (patch - around)).sum(2).sqrt())
 
     def _closeness(self, patches: Tensor) -> Tensor:
         """x y - |y|^2 / 2 (N, P, M): greatest for the vector that is nearest."""
         return F.pad(patches, (0, 2), value=1.0) @ self.bank.T
+
+
+class PatchcoreInt8Head(nn.Module):
+    """`PatchcoreHead` with its product in int8.
+
+    Both sides are rounded once, a patch x to r and a vector of the bank to y, and distances are those between r and y.
+    Products of whole numbers lose no digit, so that a small difference of large squares is off by no more than rounding
+    moved its ends. A step of r is 1/255 of the bank's range, which is lopsided around the mean; of y, 1/127 of its
+    largest number. What of a patch lies beyond the range is not lost: d^2 = |r - y|^2 + |x - r|^2, since it points away
+    from the bank. Bundles store |y|^2 / 2 in half precision, up to 2.5e-4 of it off: less than the rounding of y costs.
+    """
+
+    centre: Tensor
+    bank: Tensor
+    lengths: Tensor
+    half_squares: Tensor
+    neighbours: Tensor
+
+    def __init__(self, head: PatchcoreHead) -> None:
+        super().__init__()
+        self.positions = head.positions
+        vectors = head.bank[:, :-2]
+        lowest, highest = (number.item() for number in vectors.aminmax())
+        self.step = (highest - lowest) / 255 or STEP
+        self.lowest = round(lowest / self.step)
+        bank, lengths = whole_rows(vectors)
+        lengths = lengths.half().float()  # as a bundle stores them: the squares are of the vectors it multiplies
+        self.register_buffer("centre", head.centre)
+        self.register_buffer("bank", bank)
+        self.register_buffer("lengths", lengths[:, 0])
+        self.register_buffer("half_squares", (bank * lengths).square().sum(1) / 2)
+        self.register_buffer("neighbours", head.neighbours)
+        self.upsample = head.upsample
+
+    def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """As `PatchcoreHead.forward`."""
+        patches = embedding.flatten(1, 2) - self.centre  # (N, P, D)
+        near = rounded(patches, self.step, self.lowest)
+        beyond = patches - near
+        squares = (near * near + beyond * beyond).sum(2)  # (N, P)
+        closeness = (near @ self.bank.T) * self.lengths - self.half_squares  # (N, P, M), greatest for the nearest
+        distance = F.relu(squares - 2 * closeness.amax(2)).sqrt()
+        anomaly_map = self.upsample(distance.reshape(-1, 1, *self.positions))
+        farthest = distance.argmax(1, keepdim=True)  # (N, 1)
+        towards = closeness.gather(1, farthest[:, :, None].expand(-1, -1, closeness.shape[2]))[:, 0]  # (N, M)
+        around = self.neighbours[towards.argmax(1)]  # (N, b)
+        squared = squares.gather(1, farthest) - 2 * towards.gather(1, around)
+        return anomaly_map, reweighted(F.relu(squared).sqrt())
+
+
+def reweighted(distances: Tensor) -> Tensor:
+    """Eq. 7 (N,) of the distances (N, b) to m* and to what lies around it in the bank, m* first."""
+    return (1 - distances.softmax(1)[:, 0]) * distances[:, 0]
 
 
 class Patchcore(TileModel):
@@ -98,6 +151,7 @@ class Patchcore(TileModel):
     minimum_tiles: ClassVar[int] = 1
     head_int8: ClassVar[HeadInt8] = HeadInt8.REFIT
     feature_names = ("embedding",)
+    feature_axes = FeatureAxes.NHWC
 
     def __init__(
         self,
@@ -124,7 +178,7 @@ class Patchcore(TileModel):
         self.positions = network.map_sizes(tile_size)[0]
         self.dimensions = sum(spec.channels for spec in network.features)
         self.weights_source = network.source
-        self.extractor = LocalAverages(network, self.positions).eval()
+        self.extractor = LocalAverages(network, self.positions, self.feature_axes).eval()
 
     def head_from_state(self, state: Mapping[str, Tensor]) -> PatchcoreHead:
         """See `TileModel.head_from_state`."""
@@ -132,6 +186,12 @@ class Patchcore(TileModel):
         head = PatchcoreHead(self.positions, self.dimensions, size, neighbours, self.tile_size)
         head.load_state_dict(state)
         return head.eval()
+
+    @torch.no_grad()
+    def in_int8(self, head: nn.Module) -> PatchcoreInt8Head:
+        """See `TileModel.in_int8`."""
+        assert isinstance(head, PatchcoreHead)
+        return PatchcoreInt8Head(head).eval()
 
     def check_counts(self, images: int, tiles: int) -> None:
         """See `TileModel.check_counts`.
@@ -212,5 +272,5 @@ def nearest_in_bank(bank: Tensor, count: int) -> Tensor:
 
 
 def _patches(embedding: Tensor) -> Tensor:
-    """(N P, D) of (N, D, h', w')."""
-    return embedding.flatten(2).transpose(1, 2).flatten(0, 1)
+    """(N P, D) of (N, h', w', D)."""
+    return embedding.flatten(0, 2)

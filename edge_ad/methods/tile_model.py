@@ -220,7 +220,7 @@ class TileModel(ABC):
     def in_int8(self, head: nn.Module) -> nn.Module | None:
         """``head`` with its products in int8, see `edge_ad.methods.eight_bits`; None where it stays as it is.
 
-        Only for engines that multiply stacks of matrices in int8.
+        Only for engines that multiply matrices in int8.
         """
         return None
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edge_ad.exporters import openvino_ir
 from edge_ad.methods.eight_bits import STEP, rounded, whole_rows
+from edge_ad.methods.patchcore import PatchcoreHead, PatchcoreInt8Head, bank_state
 from edge_ad.runtime.session import TensorSpec
 from edge_ad.training.torch_graph import TorchGraph
 
@@ -85,6 +86,40 @@ def test_the_engine_multiplies_them_in_int8(tmp_path: Path) -> None:
     ]
     assert len(kernels) == 1
     assert kernels[0].endswith("i8")
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_distances_to_a_bank_are_multiplied_in_int8(tmp_path: Path, batch: int) -> None:
+    """One matrix for all positions, which an engine calls a fully connected layer, with its scales and squares."""
+    state = bank_state(torch.randn(256, CHANNELS, generator=torch.Generator().manual_seed(0)).exp())
+    head = PatchcoreHead((8, 8), CHANNELS, *state["neighbours"].shape, (64, 64))
+    head.load_state_dict(state)
+    module = PatchcoreInt8Head(head).eval()
+    graph = TorchGraph(
+        module,
+        (TensorSpec("embedding", (1, 8, 8, CHANNELS), "float32"),),
+        (TensorSpec("anomaly_map", (1, 1, 64, 64), "float32"), TensorSpec("pred_score", (1,), "float32")),
+    )
+    path, weights = openvino_ir.write(openvino_ir.convert(graph), tmp_path / "head", half=True)
+    model = ov.Core().read_model(path)
+    assert weights.stat().st_size < 256 * (CHANNELS + 9 * 8) + 6000  # the bank in bytes, its neighbours in int64
+    model.reshape([batch, 8, 8, CHANNELS])
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    embedding = features(batch).reshape(batch, 8, 8, CHANNELS)
+    with torch.no_grad():
+        expected = [output.numpy() for output in module(embedding)]
+    found = compiled(embedding.numpy())
+    # The squares of the bank are stored in half precision
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-3)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-3)
+    if "INT8" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU does not multiply in int8")
+    kernels = [
+        node.get_rt_info()["primitiveType"].astype(str).lower()
+        for node in compiled.get_runtime_model().get_ops()
+        if node.get_rt_info()["layerType"].astype(str).startswith("FullyConnected")
+    ]
+    assert [kernel for kernel in kernels if kernel.endswith("i8")], kernels
 
 
 @pytest.mark.parametrize("why", ["not whole", "too large", "the features are not rounded"])

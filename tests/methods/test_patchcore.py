@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.special
 import torch
 import torch.nn.functional as F
 from scipy.spatial.distance import cdist
@@ -14,7 +15,7 @@ from edge_ad.errors import BackboneError, CoresetSizeError
 from edge_ad.methods import create_model
 from edge_ad.methods.coreset import farthest_points
 from edge_ad.methods.head_inputs import HeadInputs
-from edge_ad.methods.patchcore import PatchcoreHead, bank_state, nearest_in_bank
+from edge_ad.methods.patchcore import PatchcoreHead, PatchcoreInt8Head, bank_state, nearest_in_bank
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.tiling import Location, TileGrid
 
@@ -54,7 +55,7 @@ def test_map_and_score_are_those_of_the_paper(images):
     embedding = kind.extract(torch.from_numpy(255 - images[:3, rows, cols]))[0]
     bank, b = vectors_of(head), 9
     maps, scores = [], []
-    for patches in embedding.flatten(2).transpose(1, 2).double().numpy():
+    for patches in embedding.flatten(1, 2).double().numpy():
         distances = cdist(patches, bank)
         nearest = distances.min(1)
         top = nearest.argmax()
@@ -70,6 +71,80 @@ def test_map_and_score_are_those_of_the_paper(images):
 
 
 @torch.no_grad()
+def test_in_int8_distances_are_those_of_the_rounded_vectors(images):
+    kind = model(coreset_ratio=0.3)
+    head = kind.fit(stream(kind, images), seed=0)
+    rows, cols = GRID.window(Location(1, 0))
+    embedding = kind.extract(torch.from_numpy(255 - images[:3, rows, cols]))[0]
+    centre, vectors = head.centre.double().numpy(), head.bank[:, :-2].double().numpy()
+    step = np.ptp(vectors) / 255
+    lowest = np.rint(vectors.min() / step)
+    largest = np.abs(vectors).max(1, keepdims=True)
+    stored = (largest / 127 * 128).astype(np.float16) / np.float64(128)  # a step as a bundle has it
+    bank, maps, scores = np.rint(vectors / largest * 127) * stored, [], []
+    for patches in embedding.flatten(1, 2).double().numpy() - centre:
+        near = np.rint(patches / step).clip(lowest, lowest + 255) * step
+        distances = np.sqrt(cdist(near, bank) ** 2 + ((patches - near) ** 2).sum(1, keepdims=True))
+        nearest = distances.min(1)
+        top = nearest.argmax()
+        near_bank = cdist(vectors[[distances[top].argmin()]], vectors)[0].argsort()[:9]
+        scores.append((1 - scipy.special.softmax(distances[top][near_bank])[0]) * nearest[top])
+        maps.append(kind.in_int8(head).upsample(torch.from_numpy(nearest).float().reshape(1, 1, 4, 6))[0, 0].numpy())
+    anomaly_map, score = kind.in_int8(head)(embedding)
+    np.testing.assert_allclose(anomaly_map[:, 0].numpy(), maps, rtol=1e-4)
+    np.testing.assert_allclose(score.numpy(), scores, rtol=1e-4)
+    exact_map, exact_score = head(embedding)
+    assert 1e-5 < ((anomaly_map - exact_map).abs() / exact_map).max() < 0.01
+    assert ((score - exact_score).abs() / exact_score).max() < 0.01
+
+
+@torch.no_grad()
+def test_in_int8_a_distance_is_off_by_no_more_than_its_ends_are_moved():
+    """Far from the mean but near each other, where a product of rounded numbers alone would be off by far more."""
+    generator = torch.Generator().manual_seed(0)
+    far = 5 * torch.randn(2, 1, 32, generator=generator)
+    bank = far.flatten(0, 1).repeat(20, 1) + torch.randn(40, 32, generator=generator) / 2
+    head = head_with(bank, (3, 4), (24, 32))
+    patches = bank[:24].reshape(2, 3, 4, 32) + torch.randn(2, 3, 4, 32, generator=generator) / 4
+    moved = math.sqrt(32) / 2 * (np.ptp(head.bank[:, :-2]) / 255 + head.bank[:, :-2].abs().amax(1).max() / 127)
+    found, expected = PatchcoreInt8Head(head)(patches)[0], head(patches)[0]  # smoothing averages
+    assert 0 < (found - expected).abs().max() < moved
+    assert moved < expected.min() / 2
+
+
+@torch.no_grad()
+def test_in_int8_the_weight_by_hand():
+    # Bank -2, -1 and 3 at 51 steps each, the patch at 20 steps: nothing is rounded
+    unit = 127 / 128
+    head = PatchcoreInt8Head(head_with([[3 * unit], [-unit], [-2 * unit]]))
+    distances = [71 / 51 * unit, 122 / 51 * unit, 133 / 51 * unit]
+    share = math.exp(distances[0]) / sum(map(math.exp, distances))
+    score = head(torch.full((1, 1, 1, 1), 20 / 51 * unit))[1].item()
+    assert score == pytest.approx((1 - share) * distances[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("times", [1.1, 3, 1000])
+@torch.no_grad()
+def test_in_int8_what_exceeds_the_range_still_counts(times):
+    """At right angles, or along: between 0.7 of the distance and all of it."""
+    generator = torch.Generator().manual_seed(0)
+    head = head_with(torch.randn(30, 16, generator=generator), (5, 5), (40, 40))
+    way = torch.randn(1, 5, 5, 16, generator=generator)
+    way = way / way.abs().amax(3, keepdim=True) * head.bank[:, :-2].abs().max() * times
+    ratio = PatchcoreInt8Head(head)(way + head.centre)[0] / head(way + head.centre)[0]
+    assert ratio.min() > 0.7
+    assert ratio.max() < 1.01
+
+
+@torch.no_grad()
+def test_in_int8_a_bank_of_equal_vectors():
+    head = PatchcoreInt8Head(head_with([[2.0, 3.0], [2.0, 3.0]]))
+    anomaly_map, score = head(torch.tensor([2.0, 5.0]).reshape(1, 1, 1, 2))
+    assert 1.4 < anomaly_map.min() <= anomaly_map.max() < 2.01
+    assert 0.7 < score.item() < 1.01  # the shares are 1/2 and 1/2
+
+
+@torch.no_grad()
 def test_the_weight_by_hand():
     # Bank 0, 3, 7 on a line, b = 3; the patch at 9 is 2, 6 and 9 away: s = (1 - e^2 / (e^2 + e^6 + e^9)) 2
     head = head_with([[0.0], [3.0], [7.0]])
@@ -81,7 +156,7 @@ def test_the_weight_by_hand():
 def test_the_weight_of_large_distances_does_not_overflow():
     # exp(2000) is no float; the shares are 1/2 and 1/2
     head = head_with([[0.0, 0.0], [0.0, 1.0]])
-    score = head(torch.tensor([2000.0, 0.5]).reshape(1, 2, 1, 1))[1].item()
+    score = head(torch.tensor([2000.0, 0.5]).reshape(1, 1, 1, 2))[1].item()
     assert score == pytest.approx(0.5 * math.hypot(2000, 0.5), rel=1e-5)
 
 
@@ -89,7 +164,7 @@ def test_the_weight_of_large_distances_does_not_overflow():
 def test_a_remembered_patch_is_at_no_distance():
     vectors = np.random.default_rng(0).normal(50, 1, (200, 64)).astype(np.float32)
     head = head_with(vectors, (10, 20), (80, 160))
-    anomaly_map, score = head(torch.from_numpy(vectors.T.reshape(1, 64, 10, 20)))
+    anomaly_map, score = head(torch.from_numpy(vectors.reshape(1, 10, 20, 64)))
     # Without the centre, rounding of |x|^2 = 160000 alone is a distance of 0.1
     assert anomaly_map.max() < 0.01
     assert score < 0.01
@@ -121,7 +196,7 @@ def test_the_embedding_averages_neighbourhoods():
 
     expected = torch.cat([averaged(layer2), F.interpolate(averaged(layer3), scale_factor=2, mode="bilinear")], dim=1)
     assert expected.shape == (2, 128 + 256, 4, 6)
-    torch.testing.assert_close(kind.extract(image)[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kind.extract(image)[0], expected.permute(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -129,7 +204,7 @@ def test_the_bank_is_the_coreset_of_all_patches(images, monkeypatch):
     monkeypatch.setattr("edge_ad.methods.patchcore.random_projection", lambda dimensions, generator: torch.eye(384))
     kind = model(bank_size=31)
     head = kind.fit(stream(kind, images, 2), seed=4)
-    patches = torch.cat([part.flatten(2).transpose(1, 2).flatten(0, 1) for (part,) in stream(kind, images, 7)])
+    patches = torch.cat([part.flatten(0, 2) for (part,) in stream(kind, images, 7)])
     first = int(torch.randint(len(patches), (1,), generator=torch.Generator().manual_seed(4)))
     expected = patches[farthest_points(patches, 31, first)]
     np.testing.assert_allclose(vectors_of(head), expected.numpy(), atol=1e-4)
