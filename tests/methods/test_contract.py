@@ -122,7 +122,7 @@ def test_the_bundle_does_what_was_trained(
     with edge_ad.load(tmp_path / "bundle", precision=ExecutionPrecision.F32, batch_size=16) as many:
         batch = many.raw(images)
     assert scores[:8].max() < scores[8:].min()
-    # Engines choose other kernels for other batch sizes: sums in another order, in int8 some roundings beside, and ONNX in
+    # Engines choose other kernels for other batch sizes: sums in another order, in int8 other roundings beside. ONNX in
     # fp16 computes in half precision, whose numbers lie 1e-3 of themselves apart
     relative = 2e-2 if precision is Precision.INT8 else 1e-4
     if (graph_format, precision) == (Format.ONNX, Precision.FP16):
