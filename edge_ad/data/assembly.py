@@ -119,11 +119,13 @@ class Plate:
 
     @property
     def size(self) -> Size:
+        """(H, W)."""
         height, width = self.image.shape[:2]
         return height, width
 
     @property
     def side(self) -> int:
+        """The shorter one, in pixels."""
         return min(self.size)
 
     def around(self, centre: tuple[float, float], reach: tuple[float, float]) -> _View:

@@ -78,7 +78,7 @@ LABELLED = AssemblyTask(
         "missing_washer": Defect("label", "washer"),
         "extra_bolt": Defect("label", "bolt"),
         "extra_washer": Defect("label", "washer"),
-        "swapped_parts": Defect("label", "bolt"),
+        "swapped_parts": Defect("label", "washer"),
     },
     turns=("missing_bolt", "swapped_parts", "extra_bolt", "missing_washer", "swapped_parts", "extra_washer"),
     good=good_assembly,
