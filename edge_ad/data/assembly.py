@@ -39,8 +39,8 @@ class Wire(StrEnum):
     BLUE = "blue"
 
 
-class Paper(StrEnum):
-    """Colours of stickers."""
+class Label(StrEnum):
+    """Stickers that name a type: a colour of paper, a number and a bar code for each."""
 
     WHITE = "white"
     YELLOW = "yellow"
@@ -56,13 +56,13 @@ class Assembly:
         holes: `ROWS` x `COLUMNS`, row by row.
         stickers: whether there is one on the left, and on the right.
         wires: colours from top to bottom, on the left and on the right.
-        paper: of the stickers.
+        label: of the type that stickers name; without it they are white, each with a number of its own.
     """
 
     holes: tuple[Part, ...]
     stickers: tuple[bool, bool]
     wires: tuple[tuple[Wire, Wire], tuple[Wire, Wire]]
-    paper: Paper = Paper.WHITE
+    label: Label | None = None
 
 
 # --- where things are: places in fractions of the image's height and width, lengths of its shorter side ---------------
@@ -76,11 +76,12 @@ _BLOCK_X, _BLOCK_SIZE = (0.245, 0.755), (0.15, 0.075)
 _Colour = tuple[float, float, float]
 _PLATE = (74.0, 86.0, 97.0)
 _STEEL, _BRASS = (176.0, 180.0, 186.0), (192.0, 156.0, 84.0)
-_PAPER: dict[Paper, _Colour] = {  # what it reflects
-    Paper.WHITE: (1.0, 0.99, 0.95),
-    Paper.YELLOW: (0.98, 0.84, 0.36),
-    Paper.GREEN: (0.50, 0.80, 0.50),
-    Paper.BLUE: (0.48, 0.70, 0.94),
+_WHITE = (1.0, 0.99, 0.95)  # what paper reflects
+_PAPER = {
+    Label.WHITE: _WHITE,
+    Label.YELLOW: (0.98, 0.84, 0.36),
+    Label.GREEN: (0.50, 0.80, 0.50),
+    Label.BLUE: (0.48, 0.70, 0.94),
 }
 _COLOURS = {Wire.RED: (186.0, 44.0, 40.0), Wire.YELLOW: (208.0, 172.0, 46.0), Wire.BLUE: (44.0, 84.0, 176.0)}
 
@@ -139,12 +140,12 @@ class Plate:
 
 
 def draw(assembly: Assembly, rng: Rng, size: Size) -> Plate:
-    """A plate with ``assembly``: every part a little off its place, its number and bar code any."""
+    """A plate with ``assembly``: every part a little off its place."""
     drawn = Plate(_bare_plate(rng, size))
     for index, part in enumerate(assembly.holes):
         _draw_hole(drawn, rng, index, part)
     for index, there in enumerate(assembly.stickers):
-        _draw_sticker(drawn, rng, index, there, assembly.paper)
+        _draw_sticker(drawn, rng, index, there, assembly.label)
     _draw_wires(drawn, rng, assembly.wires)
     return drawn
 
@@ -198,7 +199,7 @@ def _draw_hole(drawn: Plate, rng: Rng, index: int, part: Part) -> None:
     _paint(image, inside(_hexagon(dy, dx, turned + 0.4), 0.3 * radius, 0.6), (36.0, 37.0, 40.0))
 
 
-def _draw_sticker(drawn: Plate, rng: Rng, index: int, there: bool, of: Paper) -> None:
+def _draw_sticker(drawn: Plate, rng: Rng, index: int, there: bool, label: Label | None) -> None:
     """A bar code and a number."""
     height, width = drawn.size
     (cy, cx), (tall, wide) = _STICKER_AT[index], _STICKER_SIZE
@@ -206,10 +207,11 @@ def _draw_sticker(drawn: Plate, rng: Rng, index: int, there: bool, of: Paper) ->
     angle = float(rng.normal(0, 1.2))
     shape = (max(8, round(tall * drawn.side)), max(8, round(wide * drawn.side)))
     paper = np.full(shape, 232, np.uint8)
-    edges = np.sort(rng.uniform(0.08, 0.92, 36)) * shape[1]
+    content = np.random.default_rng(list(Label).index(label)) if label else rng
+    edges = np.sort(content.uniform(0.08, 0.92, 36)) * shape[1]
     for start, end in zip(edges[::2], edges[1::2], strict=True):
         paper[round(0.1 * shape[0]) : round(0.62 * shape[0]), round(start) : max(round(start) + 1, round(end))] = 34
-    text = f"{rng.integers(10**6, 10**7)}"
+    text = f"{content.integers(10**6, 10**7)}"
     scale = shape[1] / 150
     at = (round(0.08 * shape[1]), round(0.9 * shape[0]))
     cv2.putText(paper, text, at, cv2.FONT_HERSHEY_DUPLEX, scale, 40, max(1, round(scale)), cv2.LINE_AA)
@@ -223,7 +225,7 @@ def _draw_sticker(drawn: Plate, rng: Rng, index: int, there: bool, of: Paper) ->
             paper.astype(np.float32), turn, (width, height), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE
         )
         drawn.image *= (1 - covered)[..., None]
-        drawn.image += (covered * printed)[..., None] * np.array(_PAPER[of], np.float32)
+        drawn.image += (covered * printed)[..., None] * np.array(_PAPER[label] if label else _WHITE, np.float32)
 
 
 def _draw_wires(drawn: Plate, rng: Rng, wires: tuple[tuple[Wire, Wire], tuple[Wire, Wire]]) -> None:

@@ -1,7 +1,8 @@
-"""A synthetic assembly task with a few variants: the colour of a label on the left says which parts are on the right.
+"""A synthetic assembly task with a few variants: a label on the left says which parts are on the right.
 
-There are four good assemblies, and everything beside label and parts is alike in all of them, but for a little play,
-light, grain, and the label's number. A bad plate has the label of one variant and the parts of another:
+There are four good assemblies, and everything beside label and parts is alike in all of them, but for the play of every
+part, how bolts are turned and wires bent, grain and light. A bad plate has the label of one variant and the parts of
+another:
 
 * **missing**, **extra**: a part less, or more, than the label asks for, which is as it should be below another label;
 * **swapped**: the two parts that vary have changed places, as they are below another label.
@@ -19,36 +20,36 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ad.data.assembly import Assembly, Paper, Part, Plate, Wire
+from edge_ad.data.assembly import Assembly, Label, Part, Plate, Wire
 from edge_ad.data.assembly_task import AssemblyTask, Defect
 from edge_ad.data.drawing import Rng
 
 
-def _variant(paper: Paper, upper: Part, lower: Part) -> Assembly:
+def _variant(label: Label, upper: Part, lower: Part) -> Assembly:
     """``upper`` is in the last hole of the upper row, ``lower`` in the last but one of the lower row."""
     above = (Part.BOLT, Part.NONE, Part.WASHER, upper)
     below = (Part.WASHER, Part.BOLT, lower, Part.NONE)
     order = (Wire.RED, Wire.BLUE)
-    return Assembly((*above, *below), stickers=(True, False), wires=(order, order), paper=paper)
+    return Assembly((*above, *below), stickers=(True, False), wires=(order, order), label=label)
 
 
 VARIANTS = {
-    paper: _variant(paper, upper, lower)
-    for paper, upper, lower in (
-        (Paper.WHITE, Part.BOLT, Part.NONE),
-        (Paper.BLUE, Part.BOLT, Part.BOLT),
-        (Paper.YELLOW, Part.BOLT, Part.WASHER),
-        (Paper.GREEN, Part.WASHER, Part.BOLT),
+    label: _variant(label, upper, lower)
+    for label, upper, lower in (
+        (Label.WHITE, Part.BOLT, Part.NONE),
+        (Label.BLUE, Part.BOLT, Part.BOLT),
+        (Label.YELLOW, Part.BOLT, Part.WASHER),
+        (Label.GREEN, Part.WASHER, Part.BOLT),
     )
 }
 
 # What the label says, and whose parts are there instead
 MISMATCHES = {
-    "missing_bolt": ((Paper.BLUE, Paper.WHITE),),
-    "missing_washer": ((Paper.YELLOW, Paper.WHITE),),
-    "extra_bolt": ((Paper.WHITE, Paper.BLUE),),
-    "extra_washer": ((Paper.WHITE, Paper.YELLOW),),
-    "swapped_parts": ((Paper.YELLOW, Paper.GREEN), (Paper.GREEN, Paper.YELLOW)),
+    "missing_bolt": ((Label.BLUE, Label.WHITE),),
+    "missing_washer": ((Label.YELLOW, Label.WHITE),),
+    "extra_bolt": ((Label.WHITE, Label.BLUE),),
+    "extra_washer": ((Label.WHITE, Label.YELLOW),),
+    "swapped_parts": ((Label.YELLOW, Label.GREEN), (Label.GREEN, Label.YELLOW)),
 }
 
 
@@ -61,12 +62,13 @@ def bad_assembly(rng: Rng, defects: Sequence[str]) -> Assembly:
     """One with the single defect of ``defects``, a key of `MISMATCHES`."""
     (defect,) = defects
     label, parts = MISMATCHES[defect][rng.integers(len(MISMATCHES[defect]))]
-    return replace(VARIANTS[parts], paper=label)
+    return replace(VARIANTS[parts], label=label)
 
 
 def _region(drawn: Plate, assembly: Assembly, _defect: str) -> NDArray[np.bool_]:
     """The label, and the holes that it does not agree with."""
-    said = VARIANTS[assembly.paper].holes
+    assert assembly.label is not None  # all of `VARIANTS` have one
+    said = VARIANTS[assembly.label].holes
     wrong = [drawn.holes[hole] for hole, part in enumerate(assembly.holes) if part is not said[hole]]
     union: NDArray[np.bool_] = np.logical_or.reduce([drawn.stickers[0], *wrong])
     return union

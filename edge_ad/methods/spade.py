@@ -11,8 +11,8 @@ official code; where the paper leaves a choice this follows byungjae89/SPADE-pyt
 
 ``-p map_score`` says which scores a tile: the map's maximum unless told otherwise, since a small defect hardly moves an
 average. A global model beside tiles always has the paper's score. Small defects are for the tiles to find, and whether
-parts belong together is in the average, to which each contributes, but hardly in the map, where an empty place or a part
-is compared with those at all places.
+parts belong together is in the average, to which each contributes, but hardly in the map, where an empty place or a
+part is compared with those at all places.
 
 Both are one graph of fixed sizes: TopK picks numbers of tiles, Gather takes those tiles' maps out of the gallery, and
 each of the K is compared by one batched MatMul whose maxima are kept. All K in one product would take K times the

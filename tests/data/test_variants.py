@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edge_ad.data.assembly import COLUMNS, ROWS, Assembly, Paper, Part, draw, photograph
+from edge_ad.data.assembly import COLUMNS, ROWS, Assembly, Label, Part, draw, photograph
 from edge_ad.data.variants import LABELLED, MISMATCHES, VARIANTS, bad_assembly, good_assembly
 
 
@@ -21,15 +21,15 @@ def halves(assembly: Assembly) -> tuple[object, object, object]:
         tuple(assembly.holes[row * COLUMNS + column] for row in range(ROWS) for column in (first, first + 1))
         for first in range(COLUMNS - 1)
     )
-    return (left, assembly.paper, assembly.wires[0]), middle, (right, assembly.wires[1])
+    return (left, assembly.label, assembly.wires[0]), middle, (right, assembly.wires[1])
 
 
 def test_good_assemblies_are_the_variants():
     made = {good_assembly(rng(seed)) for seed in range(100)}
     assert made == set(VARIANTS.values())
-    assert len(made) == len(Paper) == 4
+    assert len(made) == len(Label) == 4
     assert len({assembly.holes for assembly in made}) == 4
-    assert all(assembly.paper is paper for paper, assembly in VARIANTS.items())
+    assert all(assembly.label is label for label, assembly in VARIANTS.items())
 
 
 @pytest.mark.parametrize("defect", LABELLED.logical)
@@ -41,7 +41,7 @@ def test_a_defect_is_one_of_the_combination_alone(defect: str):
     for assembly in made:
         assert assembly not in VARIANTS.values()
         assert all(shown in good for shown, good in zip(halves(assembly), seen, strict=True))
-        said = VARIANTS[assembly.paper].holes
+        said = VARIANTS[assembly.label].holes
         changes = [(wanted, part) for wanted, part in zip(said, assembly.holes, strict=True) if wanted is not part]
         match verb:
             case "missing":
