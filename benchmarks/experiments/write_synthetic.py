@@ -1,8 +1,9 @@
-"""Write a synthetic data set: `plates` (MVTec layout, as edge-ad demo draws them) or `logical` (MVTec LOCO layout).
+"""Write a synthetic data set: `plates` (MVTec layout, as edge-ad demo draws them) or one of two with logical
+defects (MVTec LOCO layout), `logical` with thousands of good assemblies and `variants` with four.
 
     python benchmarks/experiments/write_synthetic.py logical sets/logical [--size 512] [--seed 0]
 
-Both are deterministic by seed; what they show is in edge_ad/data/synthetic.py and edge_ad/data/logical.py.
+Both are deterministic by seed; what they show is in edge_ad/data/synthetic.py, logical.py and variants.py.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from pathlib import Path
 import click
 
 from edge_ad.cli.options import SizeType
-from edge_ad.data.logical import write_logical
+from edge_ad.data.logical import COUNTED
 from edge_ad.data.synthetic import write_synthetic
+from edge_ad.data.variants import LABELLED
 from edge_ad.progress import terminal_progress
 from edge_ad.tiling import Size
 
-SETS = {"plates": write_synthetic, "logical": write_logical}
+SETS = {"plates": write_synthetic, "logical": COUNTED.write, "variants": LABELLED.write}
 
 
 @click.command()

@@ -9,6 +9,11 @@ official code; where the paper leaves a choice this follows byungjae89/SPADE-pyt
    The distance to the nearest, upsampled, averaged over layers and smoothed, is the map (section 3.3, with one nearest
    vector). The paper concatenates layers before it compares, the code compares layer by layer, as is done here.
 
+``-p map_score`` says which scores a tile: the map's maximum unless told otherwise, since a small defect hardly moves an
+average. A global model beside tiles always has the paper's score. Small defects are for the tiles to find, and whether
+parts belong together is in the average, to which each contributes, but hardly in the map, where an empty place or a
+part is compared with those at all places.
+
 Both are one graph of fixed sizes: TopK picks numbers of tiles, Gather takes those tiles' maps out of the gallery, and
 each of the K is compared by one batched MatMul whose maxima are kept. All K in one product would take K times the
 memory.
@@ -39,7 +44,7 @@ from edge_ad.methods.coreset import farthest_points
 from edge_ad.methods.smoothing import UpsampleSmooth
 from edge_ad.methods.tile_model import HeadInt8, TileModel, TileStream
 from edge_ad.progress import Progress, no_progress
-from edge_ad.tiling import Size
+from edge_ad.tiling import WHOLE, Size
 
 REDUCTIONS = (8, 16, 32)  # the last one is for retrieval
 GALLERY = 100
@@ -57,6 +62,7 @@ class SpadeHead(nn.Module):
 
     queries: Tensor
     chosen: Tensor
+    by_map: Tensor
 
     def __init__(
         self,
@@ -74,6 +80,7 @@ class SpadeHead(nn.Module):
         self.sizes = tuple(sizes)
         self.map_score = map_score
         self.register_buffer("chosen", torch.zeros(gallery, dtype=torch.int64))  # which training tiles; not exported
+        self.register_buffer("by_map", torch.tensor(map_score))  # not exported either: a head knows how it scores
         self.register_buffer("queries", torch.zeros(gallery, dimensions, dtype=torch.float16))
         for index, (count, (height, width)) in enumerate(zip(channels, sizes, strict=True)):
             self.register_buffer(f"centre_{index}", torch.zeros(count, 1))
@@ -119,7 +126,8 @@ class Spade(TileModel):
             strides 8, 16 and 32 where none are named.
         gallery: most training tiles remembered.
         neighbours: tiles retrieved, K; all of them where the gallery has fewer.
-        map_score: score a tile by its map's maximum, else by the distance to the tiles retrieved, as the paper does.
+        map_score: score a tile by its map's maximum, else by the distance to the tiles retrieved, as the paper does and
+            as a global model does in any case.
 
     Raises:
         BackboneError: fewer than two layers.
@@ -163,7 +171,8 @@ class Spade(TileModel):
         self.feature_names = network.feature_names
 
     def head_from_state(self, state: Mapping[str, Tensor]) -> SpadeHead:
-        """See `TileModel.head_from_state`."""
+        """See `TileModel.head_from_state`. A head that does not know how it scores is of a run before global scores."""
+        state = {"by_map": torch.tensor(self.map_score), **state}
         head = SpadeHead(
             len(state["queries"]),
             self.neighbours,
@@ -171,7 +180,7 @@ class Spade(TileModel):
             self.sizes,
             self.dimensions,
             self.tile_size,
-            map_score=self.map_score,
+            map_score=bool(state["by_map"]),
         )
         head.load_state_dict(state)
         return head.eval()
@@ -187,19 +196,19 @@ class Spade(TileModel):
                 raise NonFiniteValuesError("features of a training tile are NaN or infinite; check the weights")
             first = int(torch.randint(len(queries), (1,), generator=torch.Generator().manual_seed(seed)))
             chosen = farthest_points(queries, self.gallery, first, progress).cpu()
-        return self._remember(tiles, chosen)
+        return self._remember(tiles, chosen, by_map=self.map_score and tiles.locations != (WHOLE,))
 
     @torch.no_grad()
     def refit(self, head: nn.Module, tiles: TileStream, seed: int, progress: Progress = no_progress) -> SpadeHead:
         """The same tiles with their new features: nothing is chosen anew."""
         assert isinstance(head, SpadeHead)
-        return self._remember(tiles, head.chosen)
+        return self._remember(tiles, head.chosen, by_map=head.map_score)
 
-    def _remember(self, tiles: TileStream, chosen: Tensor) -> SpadeHead:
+    def _remember(self, tiles: TileStream, chosen: Tensor, *, by_map: bool) -> SpadeHead:
         """A head with the tiles of these numbers."""
         batches = [tiles.head_inputs(part.tolist()) for part in chosen.split(tiles.batch_size)]
         *maps, deepest = (torch.cat([part.cpu() for part in feature]) for feature in zip(*batches, strict=True))
-        state = {"chosen": chosen, "queries": deepest.mean((2, 3)).half()}
+        state = {"chosen": chosen, "by_map": torch.tensor(by_map), "queries": deepest.mean((2, 3)).half()}
         for index, values in enumerate(maps):
             vectors = values.flatten(2)
             centre = vectors.mean((0, 2))[:, None]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_ad.data.logical import write_logical
+from edge_ad.data.logical import COUNTED
 from edge_ad.imaging import write_png
 
 KINDS = ("logical_anomalies", "structural_anomalies")
@@ -31,7 +31,7 @@ dimensions = 5
 @pytest.fixture(scope="module")
 def plates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "plates"
-    return write_logical(folder, size=(64, 64), train=6, validation=2, test_good=3, test_logical=4, test_structural=3)
+    return COUNTED.write(folder, size=(64, 64), train=6, validation=2, test_good=3, test_logical=4, test_structural=3)
 
 
 @pytest.fixture(autouse=True)

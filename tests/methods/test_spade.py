@@ -12,7 +12,7 @@ from edge_ad.methods import create_model
 from edge_ad.methods.coreset import farthest_points
 from edge_ad.methods.spade import SpadeHead
 from edge_ad.methods.tile_model import TileStream
-from edge_ad.tiling import Location, TileGrid
+from edge_ad.tiling import WHOLE, Location, TileGrid
 
 GRID = TileGrid((64, 96), (32, 48), (32, 48))
 
@@ -164,3 +164,20 @@ def test_errors():
         model(neighbours=0)
     with pytest.raises(BackboneError, match="retrieves by a deeper one, but got only layer2"):
         model(layers=("layer2",))
+
+
+@torch.no_grad()
+def test_a_global_model_scores_by_retrieval_and_stays_so(images):
+    kind = model(neighbours=3)
+    stream_of_whole = TileStream(images, GRID, (WHOLE,), kind.extract, 3)
+    head = kind.fit(stream_of_whole, seed=0)
+    features = kind.extract(torch.from_numpy(stream_of_whole.cut([2, 5])) // 2)
+    anomaly_map, score = head(*features)
+    wanted = head.retrieve(features[-1].mean((2, 3)))[0].mean(1)
+    torch.testing.assert_close(score, wanted)
+    assert not torch.allclose(score, anomaly_map.amax((1, 2, 3)))
+    for again in (kind.head_from_state(head.state_dict()), kind.refit(head, stream_of_whole, seed=0)):
+        torch.testing.assert_close(again(*features)[1], wanted)
+    # Heads stored before they knew how they score do as the model says
+    old = {key: value for key, value in head.state_dict().items() if key != "by_map"}
+    torch.testing.assert_close(kind.head_from_state(old)(*features)[1], anomaly_map.amax((1, 2, 3)))
