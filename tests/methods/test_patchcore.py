@@ -106,7 +106,7 @@ def test_in_int8_a_distance_is_off_by_no_more_than_its_ends_are_moved():
     bank = far.flatten(0, 1).repeat(20, 1) + torch.randn(40, 32, generator=generator) / 2
     head = head_with(bank, (3, 4), (24, 32))
     patches = bank[:24].reshape(2, 3, 4, 32) + torch.randn(2, 3, 4, 32, generator=generator) / 4
-    moved = math.sqrt(32) / 2 * (np.ptp(head.bank[:, :-2]) / 255 + head.bank[:, :-2].abs().amax(1).max() / 127)
+    moved = math.sqrt(32) / 2 * (np.ptp(head.bank[:, :-2].numpy()) / 255 + head.bank[:, :-2].abs().amax(1).max() / 127)
     found, expected = PatchcoreInt8Head(head)(patches)[0], head(patches)[0]  # smoothing averages
     assert 0 < (found - expected).abs().max() < moved
     assert moved < expected.min() / 2
