@@ -16,6 +16,7 @@ from edge_ad.bundle.graph_files import GraphFiles
 from edge_ad.errors import InferenceError, InputError, UnsupportedPrecisionError
 from edge_ad.runtime.devices import DeviceInfo, not_found, split_device
 from edge_ad.runtime.openvino_program import Constants, Program, make_program
+from edge_ad.runtime.processor import bf16_is_slow
 from edge_ad.runtime.session import ExecutionPrecision, Handle, Session, TensorSpec
 
 ENGINE = "OpenVINO"
@@ -130,6 +131,8 @@ def open_graph(
     if threads is not None and parts and "CPU" not in parts:
         raise InputError(f"threads: only the CPU takes a number of threads, and the device is {device}")
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if device == "CPU" and precision is ExecutionPrecision.AUTO:
+        precision = ExecutionPrecision(_supported_precisions(device)[0])
     if precision is not ExecutionPrecision.AUTO:
         _check_precision(parts, precision)
         config["INFERENCE_PRECISION_HINT"] = str(precision)
@@ -202,6 +205,8 @@ def _supported_precisions(device: str) -> tuple[str, ...]:
     capabilities = core().get_property(device, "OPTIMIZATION_CAPABILITIES")
     supported = [ours for theirs, ours in _PRECISIONS.items() if theirs in capabilities]
     default = core().get_property(device, "INFERENCE_PRECISION_HINT").get_type_name()
+    if (device, default) == ("CPU", ExecutionPrecision.BF16) and bf16_is_slow():
+        default = ExecutionPrecision.F32
     return tuple(sorted(supported, key=lambda precision: precision != default))
 
 

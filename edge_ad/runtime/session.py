@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 class ExecutionPrecision(StrEnum):
     """Precision the float parts of a graph are executed in. Integer (int8) parts run in int8 whatever this says."""
 
-    AUTO = "auto"  # the device's default: bf16 on CPUs with such units, f16 on Intel GPUs, tf32 on CUDA, else f32
+    AUTO = "auto"  # the device's default: bf16 on CPUs that gain by it, f16 on Intel GPUs, tf32 on CUDA, else f32
     F32 = "f32"
     TF32 = "tf32"  # products of float32 numbers rounded to 10 bits behind the point: NVIDIA GPUs
     BF16 = "bf16"

@@ -86,10 +86,10 @@ def test_a_graph_computes_what_it_does_when_compiled_as_it_is(tmp_path: Path, pr
     path = write_head(tmp_path / "head.xml", numbers(0))
     if precision not in ("auto", "f32", *(kind for kind in ("bf16", "f16") if _runs_in(kind))):
         pytest.skip(f"this CPU does not execute in {precision}")
-    config = {} if precision is ExecutionPrecision.AUTO else {"INFERENCE_PRECISION_HINT": str(precision)}
-    plain = ov.Core().compile_model(str(path), "CPU", config)
+    runs_in = opened(path, precision=precision).precision
+    plain = ov.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": runs_in})
     features = np.random.default_rng(9).normal(size=(1, CHANNELS, POSITIONS)).astype(np.float32)
-    tolerance = {"f32": 1e-6, "bf16": 2.0**-6, "f16": 2.0**-9}[opened(path, precision=precision).precision]
+    tolerance = {"f32": 1e-6, "bf16": 2.0**-6, "f16": 2.0**-9}[runs_in]
     found, reference = scores(opened(path, precision=precision), features), plain(features)[0]
     np.testing.assert_allclose(found, reference, atol=tolerance * np.abs(reference).max())
 

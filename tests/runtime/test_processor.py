@@ -1,0 +1,44 @@
+"""On which processors float parts are better left in float32, and that the CPU's default follows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_bundle import WRITERS
+
+from edge_ad.bundle.manifest import Format
+from edge_ad.runtime import openvino_session, processor
+from edge_ad.runtime.session import ExecutionPrecision
+from edge_ad.runtime.sessions import open_session
+
+INTEL, AMD = "vendor_id\t: GenuineIntel", "vendor_id\t: AuthenticAMD"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "slow"),
+    [
+        (f"{INTEL}\nflags\t\t: fpu avx512_bf16 amx_bf16", False),
+        (f"{INTEL}\nflags\t\t: fpu avx512_bf16", True),
+        (f"{AMD}\nflags\t\t: fpu avx512_bf16", False),
+        ("Features\t: asimd bf16", False),
+    ],
+)
+def test_where_bf16_is_slow(cpuinfo: str, slow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "cpuinfo"
+    monkeypatch.setattr(processor, "CPUINFO", file)
+    assert not processor.bf16_is_slow()  # not Linux
+    file.write_text(f"processor\t: 0\n{cpuinfo}\n\nprocessor\t: 1\n{cpuinfo}\n")
+    assert processor.bf16_is_slow() is slow
+
+
+def test_the_default_is_float32_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = WRITERS[Format.OPENVINO][0](tmp_path / "graph", (23, 29))[0]
+    supported = openvino_session._supported_precisions("CPU")
+    monkeypatch.setattr(openvino_session, "bf16_is_slow", lambda: True)
+    assert openvino_session._supported_precisions("CPU")[0] == "f32"
+    assert open_session(path, Format.OPENVINO).precision == "f32"
+    if "bf16" in supported:  # still there for who asks
+        assert open_session(path, Format.OPENVINO, precision=ExecutionPrecision.BF16).precision == "bf16"
+        monkeypatch.setattr(openvino_session, "bf16_is_slow", lambda: False)
+        assert open_session(path, Format.OPENVINO).precision == openvino_session._supported_precisions("CPU")[0]
