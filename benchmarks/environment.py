@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edge_ad.benchmarks import nvidia_probe
 from edge_ad.runtime.devices import list_devices
+from edge_ad.runtime.processor import CPUINFO, read_fields
 
 PACKAGES = ("edge-ad", "numpy", "opencv-python-headless", "openvino", "onnxruntime", "onnxruntime-gpu")
 # As Linux names them in /proc/cpuinfo: x86 first, then Arm
@@ -32,7 +33,7 @@ MATRIX_FLAGS = (
 )
 BUSY_LOAD = 0.5  # of the CPUs
 
-_CPUINFO = Path("/proc/cpuinfo")
+_CPUINFO = CPUINFO
 _MEMINFO = Path("/proc/meminfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -83,7 +84,7 @@ def load_average() -> float | None:
 
 def read_environment(device: str, load: float | None) -> Environment:
     """The environment of ``device``, as the session reports it, with the load average taken before the runs."""
-    cpuinfo = _fields(_CPUINFO)
+    cpuinfo = read_fields(_CPUINFO)
     return Environment(
         time_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         cpu=cpuinfo.get("model name") or cpuinfo.get("Model") or platform.processor() or platform.machine(),
@@ -126,7 +127,7 @@ def _cpu_quota(cpu_max: str | None) -> float | None:
 
 
 def _memory_bytes() -> int | None:
-    total = _fields(_MEMINFO).get("MemTotal")
+    total = read_fields(_MEMINFO).get("MemTotal")
     return int(total.split()[0]) * 1024 if total else None
 
 
@@ -154,15 +155,6 @@ def _driver(device: str) -> str | None:
     from edge_ad.benchmarks import openvino_probe
 
     return openvino_probe.driver(device)
-
-
-def _fields(path: Path) -> dict[str, str]:
-    """``name: value`` lines, the first of each name."""
-    found: dict[str, str] = {}
-    for line in (_text(path) or "").splitlines():
-        name, _, value = line.partition(":")
-        found.setdefault(name.strip(), value.strip())
-    return found
 
 
 def _text(path: Path) -> str | None:

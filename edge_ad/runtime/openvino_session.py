@@ -132,7 +132,7 @@ def open_graph(
         raise InputError(f"threads: only the CPU takes a number of threads, and the device is {device}")
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if device == "CPU" and precision is ExecutionPrecision.AUTO:
-        precision = ExecutionPrecision(_supported_precisions(device)[0])
+        precision = ExecutionPrecision(_supported_precisions(device)[0])  # ours, which need not be the engine's
     if precision is not ExecutionPrecision.AUTO:
         _check_precision(parts, precision)
         config["INFERENCE_PRECISION_HINT"] = str(precision)
@@ -170,8 +170,7 @@ def _compile(graph: GraphFiles, target: Target, aside: bool, folder: Path | None
     batched = {port.any_name: _with_batch(port.partial_shape, target.batch_size) for port in model.inputs}
     program = None
     if target.device == "CPU":  # others would copy what is brought to the device at every inference
-        precision = target.config.get("INFERENCE_PRECISION_HINT") or _supported_precisions("CPU")[0]
-        program = make_program(core(), graph, model, precision)
+        program = make_program(core(), graph, model, target.config["INFERENCE_PRECISION_HINT"])
     model.reshape(batched)
     compiled = core().compile_model(model, target.device, dict(target.config))
     if program is None:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 
 
-def bf16_is_slow() -> bool:
+@cache  # every graph asks, and the file grows with the number of cores
+def bf16_is_slow(cpuinfo: Path = CPUINFO) -> bool:
     """Whether this is an Intel processor without AMX, whose bf16 is no faster than float32; False where none tells.
 
     Products of bf16 are then half as many per cycle as an engine expects of them: EfficientAD took 1.8 times as long as
     in float32 (docs/results.md). AMD's processors gain from bf16 without AMX.
     """
-    if not CPUINFO.exists():
-        return False
-    lines = (line.partition(":") for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines())
-    found = {name.strip(): value.split() for name, _, value in lines}
-    return found.get("vendor_id") == ["GenuineIntel"] and "amx_bf16" not in found.get("flags", ())
+    found = read_fields(cpuinfo)
+    return found.get("vendor_id") == "GenuineIntel" and "amx_bf16" not in found.get("flags", "").split()
+
+
+def read_fields(path: Path) -> dict[str, str]:
+    """The ``name: value`` lines of a file such as those in /proc, the first of each name; none without the file."""
+    found: dict[str, str] = {}
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        found.setdefault(name.strip(), value.strip())
+    return found

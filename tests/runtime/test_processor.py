@@ -24,12 +24,11 @@ INTEL, AMD = "vendor_id\t: GenuineIntel", "vendor_id\t: AuthenticAMD"
         ("Features\t: asimd bf16", False),
     ],
 )
-def test_where_bf16_is_slow(cpuinfo: str, slow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_bf16_is_slow(cpuinfo: str, slow: bool, tmp_path: Path) -> None:
     file = tmp_path / "cpuinfo"
-    monkeypatch.setattr(processor, "CPUINFO", file)
-    assert not processor.bf16_is_slow()  # not Linux
+    assert not processor.bf16_is_slow(tmp_path / "none")  # not Linux
     file.write_text(f"processor\t: 0\n{cpuinfo}\n\nprocessor\t: 1\n{cpuinfo}\n")
-    assert processor.bf16_is_slow() is slow
+    assert processor.bf16_is_slow(file) is slow
 
 
 def test_the_default_is_float32_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
