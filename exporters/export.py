@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,14 +43,14 @@ from edge_ad.exporters.parity import (
     plant_defects,
     raw_outputs,
 )
-from edge_ad.exporters.quantisation import MEASURING, calibration_tiles, head_feeds, quantise
+from edge_ad.exporters.quantisation import calibration_tiles, head_feeds, quantise, quantise_head
 from edge_ad.imaging import encode_png
 from edge_ad.methods.tile_model import Extract, HeadInt8, TileModel, TileStream, location_seed
 from edge_ad.progress import Progress, no_progress
 from edge_ad.runtime.detector import open_detector
 from edge_ad.runtime.session import ExecutionPrecision, Session
 from edge_ad.runtime.sessions import open_session
-from edge_ad.tiling import Location
+from edge_ad.tiling import FeatureAxes, Location
 from edge_ad.training.calibration import fit_normalisation
 from edge_ad.training.detector import RAW, run_detector, run_manifest
 from edge_ad.training.extractor import extractor_model, extractor_stream, held_features
@@ -67,17 +67,24 @@ VERIFY_TOLERANCE = 0.02  # of the distance from low to threshold
 class Writer:
     """How a format converts a torch graph and writes the result; ``write`` returns the files, the one to open first.
 
+    ``channels_last`` turns feature maps to the order its engine computes in, None where it computes channels first.
     ``multiplies_int8``: whether its engine multiplies matrices in int8 where `TileModel.in_int8` asks for it.
     """
 
     convert: Callable[[TorchGraph], Any]
     write: Callable[..., tuple[Path, ...]]
+    channels_last: Callable[[Any, Collection[str]], Any] | None
     multiplies_int8: bool
+
+    def turned(self, model: TileModel) -> tuple[str, ...]:
+        """Names of the feature maps that graphs exchange in another order than the method's."""
+        turns = self.channels_last and model.feature_axes is FeatureAxes.NCHW
+        return model.feature_names if turns else ()
 
 
 WRITERS = {
-    Format.OPENVINO: Writer(openvino_ir.convert, openvino_ir.write, multiplies_int8=True),
-    Format.ONNX: Writer(onnx_graph.convert, onnx_graph.write, multiplies_int8=False),
+    Format.OPENVINO: Writer(openvino_ir.convert, openvino_ir.write, openvino_ir.channels_last, multiplies_int8=True),
+    Format.ONNX: Writer(onnx_graph.convert, onnx_graph.write, channels_last=None, multiplies_int8=False),
 }
 
 
@@ -122,6 +129,8 @@ def export_run(
         model = run.model()
         graphs = _write_graphs(stage, run, model, images, options, progress)
         raw = replace(run_manifest(run, RAW), format=options.format, precision=options.precision, graphs=graphs)
+        if WRITERS[options.format].turned(model):
+            raw = replace(raw, feature_axes=FeatureAxes.NHWC)
         with open_detector(stage, raw, precision=ExecutionPrecision.F32) as detector:
             normalisation = fit_normalisation(
                 detector,
@@ -153,7 +162,10 @@ def _write_graphs(
         tiles = calibration_tiles(extractor_stream(setup, images.fit, extractor.extract, REFIT_BATCH))
         converted = quantise(converted, [{"image": tile[None]} for tile in tiles], options.format)
     halved = options.precision is Precision.FP16
-    graphs = [_write(stage, writer, converted, shared, Role.SHARED, None, options.precision, half_arithmetic=halved)]
+    turned = writer.turned(model)
+    graphs = [
+        _write(stage, writer, converted, shared, Role.SHARED, None, options.precision, turned, half_arithmetic=halved)
+    ]
 
     extract: Extract = extractor.extract
     if quantised:
@@ -161,6 +173,7 @@ def _write_graphs(
         extract = EngineExtract(
             open_session(path, options.format, "CPU", precision=ExecutionPrecision.F32, batch_size=REFIT_BATCH),
             model.feature_names,
+            turned=bool(turned),
         )
     image_features = held_features(setup, images.fit, extract, REFIT_BATCH, model.device) if quantised else None
     for index, location in enumerate(setup.model_locations):
@@ -183,11 +196,11 @@ def _write_graphs(
             else:
                 head = model.refit(head, own, seed) if same_images else model.fit(own, seed)
         whole = model.in_int8(head) if quantised and writer.multiplies_int8 else None
-        graph = head_graph(model, whole or head, tile_features)
+        graph = head_graph(model, whole or model.for_engines(head), tile_features)
         converted, stored = writer.convert(graph), options.precision
         if quantised and model.head_int8 is HeadInt8.QUANTISE:
             feeds = head_feeds(own, [spec.name for spec in graph.inputs])
-            converted = quantise(converted, feeds, options.format, MEASURING, fast=True)
+            converted = quantise_head(converted, feeds, options.format)
         elif quantised and not whole:
             stored = Precision.FP16  # in float, stored in half precision
         # What is left in float beside products in int8 is cheap
@@ -202,6 +215,7 @@ def _write_graphs(
                 Role.HEAD,
                 location,
                 stored,
+                turned,
                 keep_f32=keep_f32,
                 half_arithmetic=half_arithmetic,
             )
@@ -220,10 +234,13 @@ def _write(
     role: Role,
     location: Location | None,
     precision: Precision,
+    turned: Sequence[str],
     *,
     keep_f32: bool = False,
     half_arithmetic: bool,
 ) -> Graph:
+    if writer.channels_last and turned:
+        converted = writer.channels_last(converted, turned)
     stem = stage / "graphs" / (location.name if location else "shared")
     files = writer.write(converted, stem, half=precision is not Precision.FP32, half_arithmetic=half_arithmetic)
     return Graph(
@@ -238,11 +255,18 @@ def _write(
 
 
 class EngineExtract:
-    """Features by an exported extractor: what `TileStream` wants, from a session of fixed batch size."""
+    """Features by an exported extractor: what `TileStream` wants, from a session of fixed batch size.
 
-    def __init__(self, session: Session, names: Sequence[str]) -> None:
+    Args:
+        session: of the extractor.
+        names: of its outputs, in the order wanted.
+        turned: whether they come as (n, h', w', C) where the method wants (n, C, h', w').
+    """
+
+    def __init__(self, session: Session, names: Sequence[str], *, turned: bool) -> None:
         self.session = session
         self.names = names
+        self.turned = turned
         self._buffer = np.zeros(session.inputs["image"].shape, np.uint8)
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -255,7 +279,8 @@ class EngineExtract:
         count = len(image)
         self._buffer[:count] = image.numpy()
         outputs = self.session.run({"image": self._buffer})
-        return [torch.from_numpy(self.session.fetch(outputs[name])[:count].copy()) for name in self.names]
+        features = [torch.from_numpy(self.session.fetch(outputs[name])[:count].copy()) for name in self.names]
+        return [feature.permute(0, 3, 1, 2).contiguous() for feature in features] if self.turned else features
 
 
 def _prove(

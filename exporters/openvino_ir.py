@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import openvino as ov
+from openvino.preprocess import PrePostProcessor
 
 from edge_ad.exporters.int8_products import store_int8
 from edge_ad.exporters.telemetry import no_telemetry
@@ -22,6 +24,20 @@ def convert(graph: TorchGraph) -> ov.Model:
     store_int8(model)
     model.reshape({spec.name: ov.PartialShape([-1, *spec.shape[1:]]) for spec in graph.inputs})
     return model
+
+
+def channels_last(model: ov.Model, names: Collection[str]) -> ov.Model:
+    """``model`` with the inputs and outputs of these ``names`` in the order NHWC where they were NCHW; changed itself.
+
+    The engine convolves channels last: in the other order it turns every map when one graph gives it, and when the next
+    takes it.
+    """
+    steps = PrePostProcessor(model)
+    for ports, step_of in ((model.inputs, steps.input), (model.outputs, steps.output)):
+        for name in (name for port in ports for name in port.names if name in names):
+            step_of(name).model().set_layout(ov.Layout("NCHW"))
+            step_of(name).tensor().set_layout(ov.Layout("NHWC"))
+    return steps.build()
 
 
 def write(model: ov.Model, stem: Path, *, half: bool, half_arithmetic: bool = False) -> tuple[Path, ...]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ad.bundle.manifest import Format
-from edge_ad.exporters.sensitive import sensitive_convolutions
+from edge_ad.exporters.sensitive import copying_convolutions, sensitive_convolutions
 from edge_ad.exporters.telemetry import no_telemetry
 from edge_ad.methods.tile_model import TileStream
 
@@ -60,19 +60,34 @@ def _spread(stream: TileStream, count: int) -> list[int]:
     return numbers
 
 
-def quantise(
-    model: Model, feeds: Sequence[Feeds], graph_format: Format, keep_float: Sequence[str] = (), *, fast: bool = False
-) -> Model:
-    """``model`` with int8 convolutions but for sensitive ones; weights per channel, activations per tensor, symmetric.
+def quantise(model: Model, feeds: Sequence[Feeds], graph_format: Format) -> Model:
+    """An extractor with int8 convolutions but for sensitive ones.
+
+    Weights have a scale per channel, activations one per tensor; both are symmetric. Biases are corrected by running
+    the quantised graph, which keeps more of the ranking than layer statistics do.
 
     Args:
         model: openvino.Model or onnx.ModelProto.
         feeds: calibration samples.
         graph_format: of ``model``.
-        keep_float: types of operations that are not quantised.
-        fast: correct biases from layer statistics alone; the exact correction keeps more of the ranking.
     """
-    ignored = {"names": sensitive_convolutions(model, graph_format), "types": [*RESAMPLING, *keep_float]}
+    # NNCF's ONNX backend cannot cut every graph as the exact correction needs
+    return _quantise(model, feeds, sensitive_convolutions(model, graph_format), (), graph_format is Format.ONNX)
+
+
+def quantise_head(model: Model, feeds: Sequence[Feeds], graph_format: Format) -> Model:
+    """A head likewise, but for what measures (`MEASURING`), and what copies channels: it would round them once more.
+
+    Biases are corrected from layer statistics alone.
+    """
+    keep = sensitive_convolutions(model, graph_format) + copying_convolutions(model, graph_format)
+    return _quantise(model, feeds, keep, MEASURING, True)
+
+
+def _quantise(
+    model: Model, feeds: Sequence[Feeds], names: Sequence[str], types: Sequence[str], fast_correction: bool
+) -> Model:
+    """``model`` but for the operations of these names, of these types, and `RESAMPLING`."""
     with _quiet(), no_telemetry():
         import nncf
 
@@ -81,9 +96,8 @@ def quantise(
             nncf.Dataset(feeds),
             subset_size=len(feeds),
             preset=nncf.QuantizationPreset.PERFORMANCE,
-            # NNCF's ONNX backend cannot cut every graph as the exact correction needs
-            fast_bias_correction=fast or graph_format is Format.ONNX,
-            ignored_scope=nncf.IgnoredScope(**ignored, validate=False),
+            fast_bias_correction=fast_correction,
+            ignored_scope=nncf.IgnoredScope(names=list(names), types=[*RESAMPLING, *types], validate=False),
         )
     return quantised
 

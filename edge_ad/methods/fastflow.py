@@ -9,30 +9,24 @@ The map is -log p where theirs is -p: the same order at every position, but 1 - 
 which ties there in float32 and is decided by rounding in half precision. Merged by their mean, tiles average the
 logarithm.
 
-Shifts are subtracted, and learnt with the opposite sign: subtractions stay in float when the convolutions are put into
-int8, additions do not in ONNX (`MEASURING` in `exporters/quantisation.py`). Their rounding compounds over the steps, to
-a quarter of the map's range on test images, where the convolutions alone cost a hundredth.
-
 Symbols: N batch, C channels, h' x w' positions of a layer.
 """
 
 from __future__ import annotations
 
 import functools
-import math
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
+from edge_ad.methods.couplings import Flow, FlowGraph
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
 from edge_ad.methods.smoothing import UpsampleSmooth
 from edge_ad.tiling import Size
 
-FLOW_STEPS = 8
-LOG_SCALE_LIMIT = 2.0
-SUBNET_GAIN = 0.1
 SMALLEST_VARIANCE = 1e-5
 SMALLEST_LIKELIHOOD = 1e-30  # the logarithm of zero is no number
 _ADAM = functools.partial(torch.optim.Adam, weight_decay=1e-5)
@@ -41,8 +35,8 @@ _ADAM = functools.partial(torch.optim.Adam, weight_decay=1e-5)
 class LayerNorm(nn.Module):
     """Values of one tile at mean 0 and variance 1 over (C, h', w'), then a scale and a shift of every value.
 
-    torch's own becomes one operation that int8 would round (see the module); it adds the smallest variance, where here
-    variances below are raised to it.
+    torch's own becomes one operation that int8 would round (see `edge_ad.methods.couplings`); it adds the smallest
+    variance, where here variances below are raised to it.
     """
 
     def __init__(self, channels: int, size: Size) -> None:
@@ -55,70 +49,6 @@ class LayerNorm(nn.Module):
         centred = values - values.mean((1, 2, 3), keepdim=True)
         variance = (centred * centred).mean((1, 2, 3), keepdim=True)
         return centred / variance.clamp(min=SMALLEST_VARIANCE).sqrt() * self.scale - self.shift
-
-
-class Coupling(nn.Module):
-    """One step of a flow: half of the channels moves as the other half says; then all are scaled, shifted and permuted.
-
-    Args:
-        channels: C, of which the first half, rounded up, stays.
-        kernel: size of the two convolutions.
-    """
-
-    order: Tensor
-
-    def __init__(self, channels: int, kernel: int) -> None:
-        super().__init__()
-        self.moved = channels // 2
-        self.kept = channels - self.moved
-        self.subnet = nn.Sequential(
-            nn.Conv2d(self.kept, self.kept, kernel, padding=kernel // 2),
-            nn.ReLU(),
-            nn.Conv2d(self.kept, 2 * self.moved, kernel, padding=kernel // 2),
-        )
-        one = 2 * math.log(math.expm1(5))  # where `scale` is 1
-        self.raw_scale = nn.Parameter(torch.full((channels, 1, 1), one))
-        self.offset = nn.Parameter(torch.zeros(channels, 1, 1))
-        self.register_buffer("order", torch.randperm(channels))
-
-    def scale(self) -> Tensor:
-        """What every channel is multiplied by, positive, (C, 1, 1)."""
-        # 0.1 softplus with beta 0.5, written out: OpenVINO's conversion of torch's takes beta as 1
-        return 0.2 * (0.5 * self.raw_scale).exp().log1p()
-
-    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, h', w') to the same, and the logarithm of the Jacobian's determinant (N,)."""
-        kept, moved = values[:, : self.kept], values[:, self.kept :]
-        said = self.subnet(kept) * SUBNET_GAIN
-        log_scale = LOG_SCALE_LIMIT * torch.tanh(said[:, : self.moved])
-        moved = moved * log_scale.exp() - said[:, self.moved :]
-        scale = self.scale()
-        result = torch.cat([kept, moved], dim=1) * scale - self.offset
-        positions = values.shape[2] * values.shape[3]
-        return result.index_select(1, self.order), log_scale.sum((1, 2, 3)) + positions * scale.log().sum()
-
-
-class Flow(nn.Module):
-    """`FLOW_STEPS` couplings, an invertible function of a layer's features.
-
-    Args:
-        channels: C.
-        conv3x3_only: else kernels of 3 and 1 alternate.
-    """
-
-    def __init__(self, channels: int, conv3x3_only: bool) -> None:
-        super().__init__()
-        self.steps = nn.ModuleList(
-            Coupling(channels, 3 if conv3x3_only or step % 2 == 0 else 1) for step in range(FLOW_STEPS)
-        )
-
-    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """z (N, C, h', w') and the logarithm of the Jacobian's determinant (N,)."""
-        log_determinants = []
-        for step in self.steps:
-            values, log_determinant = step(values)
-            log_determinants.append(log_determinant)
-        return values, torch.stack(log_determinants).sum(0)
 
 
 class FastflowHead(nn.Module):
@@ -138,10 +68,29 @@ class FastflowHead(nn.Module):
 
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
         """(anomaly_map (N, 1, h, w) not below 0, pred_score (N,)) float32."""
-        likelihoods = [(-0.5 * (z * z).mean(1, keepdim=True)).exp() for z, _ in self.latents(features)]
-        layers = torch.cat([resize(part) for resize, part in zip(self.upsample, likelihoods, strict=True)], dim=1)
-        anomaly_map = -layers.mean(1, keepdim=True).clamp(min=SMALLEST_LIKELIHOOD).log()
-        return anomaly_map, anomaly_map.amax((1, 2, 3))
+        return map_and_score(((z * z).mean(1, keepdim=True) for z, _ in self.latents(features)), self.upsample)
+
+
+class FastflowGraph(nn.Module):
+    """A trained `FastflowHead` in the form engines run best."""
+
+    def __init__(self, head: FastflowHead) -> None:
+        super().__init__()
+        self.norms, self.upsample = head.norms, head.upsample
+        self.flows = nn.ModuleList(FlowGraph(flow) for flow in head.flows if isinstance(flow, Flow))
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
+        """See `FastflowHead.forward`."""
+        layers = zip(self.flows, self.norms, features, strict=True)
+        return map_and_score((flow(norm(part)) for flow, norm, part in layers), self.upsample)
+
+
+def map_and_score(squares: Iterable[Tensor], upsample: Iterable[nn.Module]) -> tuple[Tensor, Tensor]:
+    """Anomaly map (N, 1, h, w) and pred_score (N,) of the mean squares (N, 1, h', w') of every layer's z."""
+    likelihoods = [resize((-0.5 * square).exp()) for resize, square in zip(upsample, squares, strict=True)]
+    likelihood = torch.cat(likelihoods, dim=1).mean(1, keepdim=True)
+    anomaly_map = -likelihood.clamp(min=SMALLEST_LIKELIHOOD).log()
+    return anomaly_map, anomaly_map.amax((1, 2, 3))
 
 
 class Fastflow(GradientModel):
@@ -183,6 +132,11 @@ class Fastflow(GradientModel):
     def new_head(self) -> FastflowHead:
         """See `GradientModel.new_head`. The permutations are random too, and part of the head's state."""
         return FastflowHead(self.extractor, self.tile_size, self.conv3x3_only)
+
+    def for_engines(self, head: nn.Module) -> FastflowGraph:
+        """See `TileModel.for_engines`."""
+        assert isinstance(head, FastflowHead)
+        return FastflowGraph(head)
 
     def loss(self, head: nn.Module, inputs: Inputs) -> Tensor:
         """Negative log-likelihood of a tile's features, less a constant; summed over layers."""

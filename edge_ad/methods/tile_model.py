@@ -217,6 +217,10 @@ class TileModel(ABC):
         """
         return head
 
+    def for_engines(self, head: nn.Module) -> nn.Module:
+        """What a bundle holds for a fitted ``head``: the same function of its inputs, in the form engines run best."""
+        return head
+
     def in_int8(self, head: nn.Module) -> nn.Module | None:
         """``head`` with its products in int8, see `edge_ad.methods.eight_bits`; None where it stays as it is.
 

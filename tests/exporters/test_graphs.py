@@ -13,6 +13,7 @@ from tiny_run import scene, tile_setup, tiny_run
 from edge_ad.bundle.manifest import Format
 from edge_ad.exporters import onnx_graph, openvino_ir
 from edge_ad.exporters.export import WRITERS
+from edge_ad.methods import create_model
 from edge_ad.runtime.session import ExecutionPrecision
 from edge_ad.runtime.sessions import open_session
 from edge_ad.tiling import Location
@@ -178,3 +179,28 @@ def test_a_full_disk_is_an_oserror(graphs, tmp_path, graph_format):
             writer.write(converted, tmp_path / "head", half=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_maps_turned_to_channels_last_are_the_same_maps(tmp_path):
+    torch.manual_seed(0)
+    method = create_model("fastflow", SETUP.tile_size, backbone="resnet18", weights="none")
+    shared = shared_graph(method)
+    head = head_graph(method, method.new_head().eval(), shared)
+    images = {"image": scene(2, SETUP.tile_size)}
+    found = {}
+    for turned in ((), method.feature_names):
+        paths = [
+            openvino_ir.write(
+                openvino_ir.channels_last(openvino_ir.convert(graph), turned),
+                tmp_path / f"{role}-{len(turned)}",
+                half=False,
+            )[0]
+            for role, graph in (("shared", shared), ("head", head))
+        ]
+        features = run(paths[0], Format.OPENVINO, images, 2)
+        found[bool(turned)] = features, run(paths[1], Format.OPENVINO, features, 2)
+    (plain, expected), (turned_features, outputs) = found[False], found[True]
+    for name, feature in plain.items():
+        np.testing.assert_allclose(turned_features[name], feature.transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
+    for name, output in expected.items():
+        np.testing.assert_allclose(outputs[name], output, rtol=1e-4, atol=1e-5)

@@ -11,14 +11,14 @@ from tiny_run import scene
 
 from edge_ad.bundle.manifest import Format
 from edge_ad.exporters.export import WRITERS
-from edge_ad.exporters.quantisation import calibration_tiles, quantise
-from edge_ad.exporters.sensitive import sensitive_convolutions
+from edge_ad.exporters.quantisation import calibration_tiles, quantise, quantise_head
+from edge_ad.exporters.sensitive import copying_convolutions, sensitive_convolutions
 from edge_ad.methods import create_model
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.runtime.session import ExecutionPrecision
 from edge_ad.runtime.sessions import open_session
 from edge_ad.tiling import TileGrid
-from edge_ad.training.torch_graph import shared_graph
+from edge_ad.training.torch_graph import head_graph, shared_graph
 
 TILE = (32, 48)
 # Of ResNet18 down to layer3, the stem not counted: 3 stages of 4, two projections, and the only choice of channels that
@@ -156,3 +156,27 @@ def test_averages_at_the_edge_of_a_tile_are_those_of_float(graph_format, tmp_pat
     session.close()
     error = np.abs(found - expected).mean((0, 3))
     assert error[0].mean() < 2 * error[1:-1, 1:-1].mean()
+
+
+@pytest.mark.parametrize("graph_format", Format)
+def test_in_a_head_convolutions_that_copy_channels_stay_in_float(graph_format, tmp_path):
+    """FastFlow's permutations, 4 in each of 7 of 8 steps of 3 layers, beside 3 convolutions that compute per step."""
+    torch.manual_seed(0)
+    method = create_model("fastflow", TILE, backbone="resnet18", weights="none", conv3x3_only=False)
+    graph = head_graph(method, method.for_engines(method.new_head().eval()), shared_graph(method))
+    model = WRITERS[graph_format].convert(graph)
+    copying = copying_convolutions(model, graph_format)
+    assert len(copying) == 3 * 7 * 4
+    samples = [{spec.name: np.random.default_rng(1).random(spec.shape, np.float32) for spec in graph.inputs}]
+    path = WRITERS[graph_format].write(quantise_head(model, samples, graph_format), tmp_path / "int8", half=True)[0]
+    if graph_format is Format.OPENVINO:
+        nodes = [op for op in ov.Core().read_model(path).get_ops() if op.get_type_name() == "Convolution"]
+        fed = {op.get_friendly_name(): op.input_value(0).get_node().get_type_name() for op in nodes}
+        in_int8 = {name for name, source in fed.items() if source == "FakeQuantize"}
+    else:
+        nodes = onnx.load(path).graph.node
+        integer = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
+        fed = {node.name: node.input[0] for node in nodes if node.op_type == "Conv"}
+        in_int8 = {name for name, source in fed.items() if source in integer}
+    assert len(fed) == 3 * (8 * 3 + 7 * 4)
+    assert in_int8 == set(fed) - set(copying)

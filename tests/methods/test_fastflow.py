@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 from edge_ad.errors import BackboneError
 from edge_ad.methods import create_model
-from edge_ad.methods.fastflow import FLOW_STEPS, Coupling, Fastflow, Flow, LayerNorm
+from edge_ad.methods.couplings import FLOW_STEPS, Coupling, Flow, FlowGraph
+from edge_ad.methods.fastflow import Fastflow, LayerNorm
 
 TILE = (32, 48)
 CHANNELS = (64, 128, 256)
@@ -96,6 +97,22 @@ def test_map_and_score(head, features, transformed):
     assert anomaly_map.shape == (3, 1, *TILE)
     np.testing.assert_allclose(anomaly_map.numpy(), expected, rtol=1e-5)
     np.testing.assert_allclose(score.numpy(), expected.max((1, 2, 3)), rtol=1e-5)
+
+
+@torch.no_grad()
+def test_engines_get_the_same_function(model, head, features):
+    for found, expected in zip(model.for_engines(head)(*features), head(*features), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("channels", [4, 5])  # 5: the halves differ
+def test_a_graph_of_a_flow(channels):
+    torch.manual_seed(8)
+    flow = spread(Flow(channels, conv3x3_only=False)).double()
+    values = torch.randn(2, channels, 4, 3, dtype=torch.float64)
+    z, _ = flow(values)
+    torch.testing.assert_close(FlowGraph(flow).double()(values), (z * z).mean(1, keepdim=True), rtol=1e-5, atol=0)
 
 
 @torch.no_grad()
