@@ -87,9 +87,10 @@ def reports(folder: Path) -> str:
 
 
 def _rows(records: Sequence[Record]) -> Iterable[tuple[str, str, list[Record]]]:
-    """Methods and setups, the latter in the paper's order, with their records."""
+    """Methods and setups, the latter in the paper's order and others behind them, with their records."""
     rows = {(record.identity.method, record.identity.setup) for record in records}
-    for method, setup in sorted(rows, key=lambda row: (row[0], list(SETUPS).index(row[1]))):
+    places = {setup: place for place, setup in enumerate(SETUPS)}
+    for method, setup in sorted(rows, key=lambda row: (row[0], places.get(row[1], len(places)), row[1])):
         yield method, setup, [r for r in records if (r.identity.method, r.identity.setup) == (method, setup)]
 
 

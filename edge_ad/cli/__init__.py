@@ -26,6 +26,7 @@ COMMANDS = {
     "distill": "Teach EfficientAD's small teacher what a large network knows.",
     "evaluate": "Measure a run or a bundle on labelled test images.",
     "export": "Turn a run into a bundle for the edge.",
+    "threshold": "Fit a bundle's thresholds anew, on images from the line.",
     "sign": "Sign a bundle, so that a line can require it.",
     "predict": "Inspect images: scores, overlays, masks.",
     "benchmark": "Time bundles by the EfficientAD protocol.",

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from edge_ad import atomic
-from edge_ad.bundle.manifest import ScoreMerge
 from edge_ad.cli.options import (
     SizeType,
     alpha_option,
     bits_option,
     category_option,
-    choice,
     data_option,
     device_option,
     layout_option,
@@ -41,7 +38,6 @@ if TYPE_CHECKING:
 @device_option
 @precision_option
 @signature_option
-@click.option("--score-merge", type=choice(ScoreMerge), help="Replaces the model's own.")
 @click.option("--metrics-size", type=SizeType(), help="Where pixels are compared.  [default: the setup's image size]")
 @click.option("--pro-limit", type=click.FloatRange(0, 1, min_open=True), default=0.3, show_default=True)
 @click.option(
@@ -65,7 +61,6 @@ def command(
     device: str,
     precision: str,
     require_signature: Path | None,
-    score_merge: str | None,
     metrics_size: Size | None,
     pro_limit: float,
     spro_limit: float,
@@ -77,7 +72,7 @@ def command(
     Image AUROC, AUPR, F1-max, and F1, precision and recall at the model's own threshold; where there are masks also
     pixel AUROC, AUPR, F1-max and AUPRO (8-connected regions). AUROC and AUPRO also by kind of defect; layout loco adds
     AU-sPRO, by the saturation areas of its defects_config.json. Metrics are taken on raw merged values. A run is
-    evaluated as it was trained, in float32 on the CPU; device, precision and signature are for bundles.
+    evaluated as it was trained, in float32, on the CPU or --device CUDA; precision and signature are for bundles.
     """
     from edge_ad.data.cache import open_cache
     from edge_ad.data.layouts import read_dataset
@@ -90,6 +85,7 @@ def command(
     from edge_ad.runtime.detector import load
     from edge_ad.training.detector import run_detector
     from edge_ad.training.run_folder import RunFolder
+    from edge_ad.training.trainer import open_device
 
     dataset = read_dataset(data, layout, category)
     if not dataset.test:
@@ -100,15 +96,13 @@ def command(
         if require_signature is not None:
             raise InputError(f"{model} is a run, and only bundles are signed; leave --require-signature out")
         run = RunFolder.open(model)
-        if score_merge:
-            run = replace(run, settings=replace(run.settings, score_merge=ScoreMerge(score_merge)))
-        detector = run_detector(run, normalisation=run.normalisation())
+        if precision not in ("auto", "f32"):
+            raise InputError(f"{model} is a run, which is evaluated in float32; leave --precision out, or export it")
+        detector = run_detector(run, run.model().to(open_device(device)), normalisation=run.normalisation())
         locations = run.settings.setup.model_locations
         losses = {location.name: found for location in locations if (found := run.losses(location))}
     else:
-        detector = load(
-            model, device, precision=precision, score_merge=score_merge, require_signature=require_signature
-        )
+        detector = load(model, device, precision=precision, require_signature=require_signature)
     with detector, terminal_progress(not obj["quiet"]) as progress:
         cached = open_cache(dataset.test, detector.image_size, PixelFormat(bits, Alpha(alpha)), progress=progress)
         evaluation = evaluate(

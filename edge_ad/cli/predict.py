@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from edge_ad.bundle.manifest import ScoreMerge
-from edge_ad.cli.options import alpha_option, bits_option, choice, device_option, precision_option, signature_option
+from edge_ad.cli.options import alpha_option, bits_option, device_option, precision_option, signature_option
 from edge_ad.errors import EdgeAdError, GateError
 from edge_ad.imaging import Alpha, PixelFormat
 from edge_ad.runtime.detector import load
@@ -20,7 +19,6 @@ from edge_ad.runtime.predictions import RESULTS, named_images, predict_files, pr
 @device_option
 @precision_option
 @signature_option
-@click.option("--score-merge", type=choice(ScoreMerge), help="Replaces the bundle's own.")
 @bits_option
 @alpha_option
 @click.option("--tiles", is_flag=True, help="Draw the tiles and their raw scores too.")
@@ -36,7 +34,6 @@ def command(
     device: str,
     precision: str,
     require_signature: Path | None,
-    score_merge: str | None,
     bits: int | None,
     alpha: str,
     tiles: bool,
@@ -57,7 +54,6 @@ def command(
         bundle,
         device,
         precision=precision,
-        score_merge=score_merge,
         require_signature=require_signature,
         self_test=self_test,
     ) as detector:

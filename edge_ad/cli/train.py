@@ -45,13 +45,17 @@ from edge_ad.tiling import Size
 @click.option("--backbone", help="Any timm network.  [default: the method's, tf_efficientnet_lite0 for most]")
 @click.option("--layers", help="timm layers to tap, comma separated.  [default: the method's]")
 @click.option("--weights", default="auto", show_default=True, metavar="auto|none|FILE", help="Pretrained weights.")
-@click.option("--schedule", help="Named training schedule of a trained method: paper, original.  [default: paper]")
+@click.option(
+    "--schedule",
+    help="Of a trained method: 'paper', 200 steps of the tiled ensemble's paper, or 'original', its own authors'.  "
+    "[default: paper, where the method has both]",
+)
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps; replaces the schedule's.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Tiles per training step; replaces the schedule's.")
 @click.option(
     "-p", "--parameter", "pairs", multiple=True, metavar="KEY=VALUE", help="Parameter of the method; repeatable."
 )
-@click.option("--device", default="cpu", show_default=True, help="Where to train: cpu, cuda, cuda:1.")
+@click.option("--device", default="CPU", show_default=True, help="Where to train: CPU, CUDA, CUDA:1.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--held-out", type=float, default=0.15, show_default=True, help="Part of the images for thresholds.")
 @click.option(

@@ -464,7 +464,6 @@ def load(
     batch_size: int = 1,
     threads: int | None = None,
     cache_dir: str | Path | None = None,
-    score_merge: ScoreMerge | str | None = None,
     require_signature: str | Path | None = None,
     self_test: bool = False,
     memory_budget: int | str | None = None,
@@ -477,7 +476,6 @@ def load(
         precision: the float parts are executed in. ``"auto"``: the device's default, but f32 for the graphs whose
             numbers do not bear less (`Graph.keep_f32`); anything else holds for every graph.
         batch_size, threads, cache_dir: see `edge_ad.runtime.sessions.open_session`.
-        score_merge: ``"mean"`` or ``"max"`` in place of the bundle's own, for which the thresholds were fitted.
         require_signature: file of the Ed25519 public key (PEM) by which the bundle must be signed (``edge-ad sign``).
         self_test: run the golden images first, and compare their scores with the exporter's: see `verify_bundle`.
         memory_budget: bytes, or a size such as ``"300MB"``, for extractor and heads: heads that do not fit are read
@@ -496,9 +494,6 @@ def load(
     key = None if require_signature is None else Path(require_signature)
     found = read_bundle(bundle, check_hashes=False, require_signature=key)
     check_unchanged(found.path, [golden.file for golden in found.manifest.golden])  # the graphs: where they are read
-    merge = found.manifest.merge
-    if score_merge is not None:
-        merge = replace(merge, score=_choice(ScoreMerge, score_merge))
     detector = open_detector(
         found.path,
         found.manifest,
@@ -515,7 +510,6 @@ def load(
         except BaseException:
             detector.close()
             raise
-    detector.manifest = replace(found.manifest, merge=merge)  # the golden scores were merged by the bundle's own
     return detector
 
 

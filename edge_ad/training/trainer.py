@@ -146,7 +146,12 @@ def run_images(run: RunFolder, calibration: Path | None = None, *, progress: Pro
 
 
 def open_device(name: str) -> torch.device:
-    """The torch device ``name`` ("cpu", "cuda", "cuda:1"). Raises `DeviceNotFoundError` where there is none."""
+    """The torch device ``name``: "cpu", "cuda", "cuda:1", in either case, as engines' are written in upper case.
+
+    Raises:
+        DeviceNotFoundError: there is none.
+    """
+    name = name.lower()
     found = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     if name not in found and not (name == "cuda" and len(found) > 1):
         raise DeviceNotFoundError(f"torch finds no device {name!r}; it finds {', '.join(found)}")

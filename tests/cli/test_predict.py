@@ -142,12 +142,6 @@ def test_fail_on_anomaly(run, bundle, images, tmp_path):
     assert run("predict", bundle, images / "grey.png", "--fail-on-anomaly", "-o", tmp_path / "b").code == 0
 
 
-def test_score_merge(run, bundle, images, tmp_path):
-    assert run("predict", bundle, images, "--score-merge", "max", "-o", tmp_path / "out").code == 0
-    noise = records(tmp_path / "out")[1]
-    assert noise["raw_score"] == max(noise["tile_scores"])
-
-
 def test_tiles_are_drawn(run, bundle, images, tmp_path):
     grey = images / "grey.png"
     run("predict", bundle, grey, "-o", tmp_path / "plain")
@@ -177,9 +171,9 @@ def test_bits(run, bundle, tmp_path):
 def test_device_and_precision_reach_the_runtime(run, bundle, images, tmp_path, monkeypatch):
     calls = []
 
-    def load(bundle, device, *, precision, score_merge, require_signature, self_test):
+    def load(bundle, device, *, precision, require_signature, self_test):
         calls.append((device, precision, self_test))
-        return real(bundle, score_merge=score_merge)
+        return real(bundle)
 
     real = predict.load
     monkeypatch.setattr(predict, "load", load)

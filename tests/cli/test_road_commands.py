@@ -57,8 +57,10 @@ def test_the_road(run, plates: Path, trained: Path, tmp_path: Path):
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         *("evaluation.json", "evaluation.md", "scores.csv", "curves.json", "curves.png")
     }
-    merged = run("evaluate", *exact, "--json", "-", "--score-merge", "max").json
-    assert merged["image"]["f1_max_threshold"] > theirs["image"]["f1_max_threshold"]
+    assert run("evaluate", trained, "--data", plates, "--precision", "bf16").err.startswith(
+        f"error: {trained} is a run"
+    )
+    assert run("evaluate", trained, "--data", plates, "--device", "CUDA:9").code == 4
     table = run("evaluate", *exact, "--metrics-size", "32", "--pro-limit", "0.1").out
     assert "pixel (32x32)" in table
     assert "AUPRO@0.1" in table

@@ -563,11 +563,6 @@ def test_a_device_that_computes_garbage_is_caught(tiny_bundle: Write, monkeypatc
     assert all(session.closed for session in opened[5:])
 
 
-def test_the_self_test_is_of_the_bundles_own_merge(tiny_bundle: Write) -> None:
-    with edge_ad.load(tiny_bundle(), self_test=True, score_merge="max", precision="f32") as detector:
-        assert detector.manifest.merge.score == "max"
-
-
 def test_a_device_that_gives_nan_fails_its_self_test(tiny_bundle: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "edge_ad.runtime.openvino_session.OpenvinoSession.fetch",

@@ -1,0 +1,129 @@
+"""A bundle's thresholds fitted anew on images from the line, and how tiles' scores are merged: written as a new bundle.
+
+Nothing is trained and no graph changes, so a line that raises false alarms is answered in minutes: with good images it
+rejected among ``good``, and with known defects as ``bad`` to see what the new thresholds still find.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ad.atomic import staged_folder
+from edge_ad.bundle.files import Bundle, write_manifest
+from edge_ad.bundle.manifest import Manifest, Normalisation, ScoreMerge
+from edge_ad.errors import InputError
+from edge_ad.evaluation.thresholds import fit_scales
+from edge_ad.imaging import PixelFormat, read_image, resize
+from edge_ad.progress import Progress, no_progress
+from edge_ad.runtime.detector import Detector
+
+
+@dataclass(frozen=True)
+class RawValues:
+    """Raw merged values of n images: scores, and the maximum and median of the map, (n,) each."""
+
+    scores: NDArray[np.float32]
+    map_maxima: NDArray[np.float32]
+    map_medians: NDArray[np.float32]
+
+    @classmethod
+    def of(
+        cls,
+        detector: Detector,
+        paths: Sequence[Path],
+        pixel_format: PixelFormat = PixelFormat(),  # noqa: B008 - frozen
+        progress: Progress = no_progress,
+        what: str = "images",
+    ) -> RawValues:
+        """Run ``detector`` on image files, one at a time.
+
+        Raises:
+            UnreadableImageError, PixelFormatError: a file cannot be read.
+            InferenceError and its kinds: see `Detector.raw`.
+        """
+        found = []
+        for index, path in enumerate(paths):
+            image = resize(read_image(path, pixel_format), detector.image_size)
+            raw = detector.raw(image[None])
+            found.append((raw.scores[0], raw.maps[0].max(), np.median(raw.maps[0])))
+            progress(index + 1, len(paths), what)
+        scores, maxima, medians = np.array(found, np.float32).reshape(-1, 3).T
+        return cls(scores, maxima, medians)
+
+    def rejected(self, normalisation: Normalisation) -> int:
+        """How many images are anomalous by these thresholds."""
+        return int((self.scores >= np.float32(normalisation.score.threshold)).sum())
+
+
+def fit_operating_point(old: Normalisation, rule: str, good: RawValues, bad: RawValues | None = None) -> Normalisation:
+    """``old`` with the thresholds of score and map by ``rule``; what scales tiles and a global model stays.
+
+    Args:
+        rule: see `edge_ad.evaluation.thresholds`.
+        good: values of normal images.
+        bad: of defective ones, for the rule ``f1``, which needs them; others do not look at them.
+
+    Raises:
+        InputError and errors of `ThresholdRule.parse` and `ThresholdRule.fit`.
+    """
+    low, told = float(np.median(good.map_medians)), f"{rule} on {len(good.scores)} good images"
+    if rule == "f1" and bad is not None:
+        labels = np.repeat([False, True], [len(good.scores), len(bad.scores)])
+        scores, maxima = (np.concatenate(pair) for pair in zip(_values(good), _values(bad), strict=True))
+        score, map_scale = fit_scales(rule, scores, maxima, low, labels)
+        told += f" and {len(bad.scores)} bad ones"
+    else:
+        score, map_scale = fit_scales(rule, *_values(good), low)
+    return replace(old, rule=told, score=score, map=map_scale)
+
+
+def merged_by(manifest: Manifest, merge: ScoreMerge) -> Manifest:
+    """``manifest`` with another way to merge tiles' scores.
+
+    Raises:
+        InputError: a global model's scores were made comparable with those of the bundle's own merge.
+    """
+    if manifest.normalisation.fusion is not None and merge is not manifest.merge.score:
+        raise InputError(
+            f"the global model is fused with tiles merged by their {manifest.merge.score}; train with --score-merge "
+            f"{merge} instead"
+        )
+    return replace(manifest, merge=replace(manifest.merge, score=merge))
+
+
+def write_operating_point(
+    bundle: Bundle, detector: Detector, normalisation: Normalisation, output: Path, *, overwrite: bool = False
+) -> Manifest:
+    """Write ``bundle`` with other thresholds to ``output`` and return its manifest. A signature is not taken along.
+
+    Args:
+        bundle: the old one; it stays as it is.
+        detector: of the new bundle's merge. Where that is another one, the golden images are scored anew.
+        normalisation: see `fit_operating_point`.
+        overwrite: replace an existing bundle.
+
+    Raises:
+        OutputExistsError, OutputWriteError: see `staged_folder`.
+    """
+    manifest = replace(bundle.manifest, merge=detector.manifest.merge, normalisation=normalisation)
+    if manifest.merge != bundle.manifest.merge:
+        golden = manifest.golden
+        scores = RawValues.of(detector, [bundle.file(each.file) for each in golden]).scores.tolist()
+        scored = (replace(each, raw_score=score) for each, score in zip(golden, scores, strict=True))
+        manifest = replace(manifest, golden=tuple(scored))
+    with staged_folder(Path(output), overwrite=overwrite) as stage:
+        for entry in manifest.files:
+            (stage / entry.path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle.file(entry), stage / entry.path)
+        write_manifest(stage, manifest)
+    return manifest
+
+
+def _values(of: RawValues) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    return of.scores, of.map_maxima

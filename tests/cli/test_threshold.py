@@ -1,0 +1,113 @@
+"""New thresholds for a bundle: fitted on the images given, told, and written beside the old ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_bundle import expected_tile, some_image, tiny_manifest, tiny_setup
+
+import edge_ad
+from edge_ad.bundle.files import read_bundle
+from edge_ad.bundle.manifest import Fusion, Scale, ScoreMerge
+from edge_ad.errors import InputError
+from edge_ad.evaluation.operating_point import merged_by
+from edge_ad.imaging import write_png
+
+SETUP = tiny_setup()
+COLOURS = (0, 40, 80, 120)  # of the red channel beside 100 in the others
+
+
+def picture(red: int) -> np.ndarray:
+    image = np.full((*SETUP.image_size, 3), 100, np.uint8)
+    image[:, :, 0] = red
+    return image
+
+
+def tile_scores(image: np.ndarray) -> np.ndarray:
+    tiles = SETUP.grid.crop(image)
+    return np.array([expected_tile(tile, at)[1] for at, tile in zip(SETUP.grid.locations, tiles, strict=True)])
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    for red in COLOURS:
+        write_png(tmp_path / "good" / f"{red}.png", picture(red))
+    return tmp_path / "good"
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    write_png(tmp_path / "bad" / "noise.png", some_image(SETUP))
+    return tmp_path / "bad"
+
+
+def test_thresholds_by_the_rule(run, bundle: Path, good: Path, bad: Path, tmp_path: Path):
+    output = tmp_path / "new.edgead"
+    scores = np.array([tile_scores(picture(red)).mean() for red in COLOURS])
+    code, out, err = run("threshold", bundle, "--good", good, "--bad", bad, "--rule", "sigma:2", "-o", output)
+    assert (code, err) == (0, "")
+    found, old = read_bundle(output).manifest, read_bundle(bundle).manifest
+    assert found.normalisation.score.threshold == pytest.approx(scores.mean() + 2 * scores.std(), rel=1e-5)
+    assert found.normalisation.rule == "sigma:2 on 4 good images"
+    assert replace(found, normalisation=old.normalisation) == old  # nothing else changed
+    rejected = int((scores >= old.normalisation.score.threshold).sum())
+    assert f"good rejected  {rejected} of 4" in out
+    assert out.splitlines()[-1].split() == ["bad", "rejected", "1", "of", "1", "1", "of", "1"]
+    with edge_ad.load(output, self_test=True) as detector:
+        assert detector(picture(90), color="rgb").pred_label is False
+    assert run("threshold", bundle, "--good", good, "-o", output).code == 2
+    assert run("threshold", bundle, "--good", good, "--overwrite", "-o", output).code == 0
+
+
+def test_f1_needs_defects(run, bundle: Path, good: Path, bad: Path, tmp_path: Path):
+    code, _, err = run("threshold", bundle, "--good", good, "--rule", "f1", "-o", tmp_path / "new")
+    assert (code, "needs labelled images" in err) == (2, True)
+    assert not (tmp_path / "new").exists()
+    assert run("threshold", bundle, "--good", good, "--bad", bad, "--rule", "f1", "-o", tmp_path / "new").code == 0
+    scale = read_bundle(tmp_path / "new").manifest.normalisation.score
+    highest = max(tile_scores(picture(red)).mean() for red in COLOURS)
+    assert scale.threshold == pytest.approx((highest + tile_scores(some_image(SETUP)).mean()) / 2, rel=1e-5)
+
+
+def test_another_merge_scores_the_golden_images_anew(run, bundle: Path, good: Path, tmp_path: Path):
+    output = tmp_path / "new"
+    out = run("threshold", bundle, "--good", good, "--rule", "max", "--score-merge", "max", "-o", output).out
+    assert out.splitlines()[-1].split() == ["good", "rejected", "-", "1", "of", "4"]
+    found = read_bundle(output)
+    assert found.manifest.merge.score is ScoreMerge.MAX
+    assert found.manifest.normalisation.score.threshold == pytest.approx(tile_scores(picture(0)).max(), rel=1e-5)
+    with edge_ad.load(output, self_test=True, precision="f32") as detector:
+        assert detector.raw(picture(0)[None]).scores[0] == pytest.approx(tile_scores(picture(0)).max(), rel=1e-5)
+
+
+def test_a_fused_bundle_keeps_its_merge():
+    scale = Scale(0.0, 1.0)
+    manifest = tiny_manifest()
+    fused = replace(manifest.normalisation, fusion=Fusion(scale, scale, scale, scale))
+    with pytest.raises(InputError, match="train with --score-merge max instead"):
+        merged_by(replace(manifest, normalisation=fused), ScoreMerge.MAX)
+
+
+def test_a_signature_is_not_taken_along(run, bundle: Path, good: Path, tmp_path: Path):
+    (bundle / "manifest.sig").write_bytes(b"of the old manifest")
+    code, _, err = run("threshold", bundle, "--good", good, "-o", tmp_path / "new")
+    assert (code, err) == (0, f"{tmp_path / 'new'} is not signed: edge-ad sign\n")
+    assert not (tmp_path / "new" / "manifest.sig").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rule", "sigma:0"], "unknown threshold rule 'sigma:0'"),
+        (["--rule", "quantile:0.9"], "needs at least 10"),
+        (["--good", "nowhere"], "nowhere not found"),
+    ],
+)
+def test_bad_input(run, bundle: Path, good: Path, tmp_path: Path, arguments: list[str], message: str):
+    code, out, err = run("threshold", bundle, "--good", good, *arguments, "-o", tmp_path / "new")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert not (tmp_path / "new").exists()
