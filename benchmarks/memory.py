@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edge_ad.benchmarks import nvidia_probe
+from edge_ad.runtime.processor import read_fields
 
 _STATUS = Path("/proc/self/status")
 
@@ -51,10 +52,5 @@ def device_bytes(device: str) -> int | None:
 
 
 def _status_bytes(field: str) -> int | None:
-    if not _STATUS.exists():
-        return None
-    for line in _STATUS.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == field:
-            return int(value.split()[0]) * 1024
-    return None
+    value = read_fields(_STATUS).get(field)
+    return int(value.split()[0]) * 1024 if value else None

@@ -1,6 +1,6 @@
 """What only OpenVINO can tell: its driver, its device's memory, and how fast it multiplies matrices there.
 
-The only module of this room that imports an engine.
+Beside `onnxruntime_probe`, the only module of this room that imports an engine.
 """
 
 from __future__ import annotations

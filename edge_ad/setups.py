@@ -135,7 +135,7 @@ def make_setup(
 
     Raises:
         InputError: unknown name.
-        GeometryError: the sizes make no grid, or one tile only, beside a global model.
+        GeometryError: the sizes make no grid, or one tile only, beside a global model or with a stride.
     """
     if name not in SETUPS:
         raise InputError(f"unknown setup {name!r}; known: {', '.join(SETUPS)}")
@@ -149,6 +149,8 @@ def make_setup(
     }
     given = {key: value for key, value in changes.items() if value is not None}
     if image_size is not None and named.tile_size == named.image_size and tile_size is None:
+        if stride is not None:
+            raise GeometryError(f"{name} has one tile, which has no stride; give a tile size, or leave the stride out")
         given |= {"tile_size": image_size, "stride": image_size}  # a single model stays one
     setup = replace(named, **given)  # type: ignore[arg-type]
     replace(setup, extractor_scope=extractor_scope).model_locations  # noqa: B018 - raises where they make no grid

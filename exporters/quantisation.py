@@ -64,7 +64,7 @@ def quantise(model: Model, feeds: Sequence[Feeds], graph_format: Format) -> Mode
     """An extractor with int8 convolutions but for sensitive ones.
 
     Weights have a scale per channel, activations one per tensor; both are symmetric. Biases are corrected by running
-    the quantised graph, which keeps more of the ranking than layer statistics do.
+    the quantised graph in OpenVINO, from layer statistics in ONNX; the former keeps more of the ranking.
 
     Args:
         model: openvino.Model or onnx.ModelProto.

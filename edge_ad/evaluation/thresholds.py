@@ -4,7 +4,7 @@ Rules, as the command line takes them:
 
 ``sigma:K``     mean + K standard deviations of the normal values; 2 images or more; the default, with K = 3
 ``quantile:Q``  the Q-quantile of the normal values, 0 < Q < 1; 1 / (1 - Q) images or more, so that one may lie above
-``max``         the largest normal value; 2 images or more
+``max``         just above the largest normal value; 2 images or more
 ``f1``          the threshold of highest F1; labelled images of both kinds
 
 Symbols: n images. A value at the threshold or above is anomalous.
@@ -118,7 +118,7 @@ class ThresholdRule:
             case Statistic.QUANTILE, float(quantile):
                 return float(np.quantile(normal, quantile))
             case _:
-                return float(normal.max())
+                return float(np.nextafter(np.float32(normal.max()), np.float32(np.inf)))  # raw values are float32
 
 
 def f1_threshold(scores: ArrayLike, labels: ArrayLike) -> float:

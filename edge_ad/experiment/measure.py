@@ -191,7 +191,9 @@ def _measure(trained: Trained, variant: Variant, threads: int | None, progress: 
             else None
         ),
     )
-    with edge_ad.load(bundle, cell.config.device, precision=cell.config.execution, threads=threads) as detector:
+    device = cell.config.device
+    on_cpu = threads if device == "CPU" else None  # others have no number of threads
+    with edge_ad.load(bundle, device, precision=cell.config.execution, threads=on_cpu) as detector:
         return _outcomes(trained, detector, cost, progress)
 
 

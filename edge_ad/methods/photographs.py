@@ -6,6 +6,7 @@ and cropped from the middle, three in ten of them grey.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -38,15 +39,22 @@ def photograph_files(folder: Path) -> list[Path]:
 class Photographs:
     """The images of a folder, read when they are drawn, and held from then on while they fit in memory.
 
+    The folder is looked at no sooner: what was trained with it is evaluated and exported without.
+
     Args:
-        folder, errors: see `photograph_files`.
+        folder: see `photograph_files`.
         tile_size: (h, w) pixels of what is drawn.
     """
 
     def __init__(self, folder: Path, tile_size: Size) -> None:
-        self.files = photograph_files(folder)
+        self.folder = folder
         self.tile_size = tile_size
         self._held: dict[int, Tensor] = {}
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """See `photograph_files`, errors too."""
+        return photograph_files(self.folder)
 
     def draw(self, count: int, device: torch.device = torch.device("cpu")) -> Tensor:  # noqa: B008 - immutable
         """``count`` of them, uint8 (n, h, w, 3) RGB on ``device``, by torch's global generator of the CPU.

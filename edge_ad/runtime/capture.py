@@ -46,7 +46,7 @@ def capture(source: Source, policy: FaultPolicy, ledger: Ledger, stopped: thread
 
     Raises:
         NoFrameError: the source gave None.
-        SourceError: it gave no frame at all, or none in as many attempts as the policy allows.
+        SourceError: what a callable opened gave no frame at all, or none in as many attempts as the policy allows.
         What the source raises.
     """
     frame_id, attempt = 0, 0
@@ -70,7 +70,7 @@ def capture(source: Source, policy: FaultPolicy, ledger: Ledger, stopped: thread
                         return
         except Exception as raised:  # noqa: BLE001 - raised again below, unless the policy opens the source again
             error = raised
-        if error is None and policy[fault] != Action.REOPEN:
+        if error is None and policy[fault] != Action.REOPEN and (frame_id or not callable(source)):
             return
         action = policy[fault] if frame_id else Action.RAISE
         ledger.fault(fault, action, f"after {frame_id} frames: {error or 'the source ended'}")

@@ -5,6 +5,7 @@ Symbols: B batch, H, W image size, h, w tile size, T tiles.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from edge_ad.errors import (
     InferenceError,
     InputError,
     NonFiniteOutputError,
+    UnsupportedPrecisionError,
 )
 from edge_ad.imaging import Color, resize, to_rgb
 from edge_ad.runtime.background import Drop
@@ -50,6 +52,7 @@ from edge_ad.setups import ExtractorScope
 from edge_ad.tiling import WHOLE, Location, MapMerger, Size
 
 Choice = TypeVar("Choice", bound=StrEnum)
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,10 +191,11 @@ class Detector:
         norm = self.manifest.normalisation
         if norm.stage is NormalisationStage.NONE:
             pred_score, anomaly_map = score, raw_map.copy()
-            is_anomalous, mask = score >= norm.score.threshold, raw_map >= np.float32(norm.map.threshold)
         else:
             pred_score, anomaly_map = float(normalise(raw.scores, norm.score)[0]), normalise(raw_map, norm.map)
-            is_anomalous, mask = pred_score >= 0.5, anomaly_map >= 0.5
+        # Of raw values: at its threshold a scaled one is 0.5 but for rounding
+        is_anomalous = bool(raw.scores[0] >= np.float32(norm.score.threshold))
+        mask = raw_map >= np.float32(norm.map.threshold)
         watch.lap("post")
         return Result(
             pred_score=pred_score,
@@ -473,9 +477,12 @@ def load(
     Args:
         bundle: the bundle's folder.
         device: see `edge_ad.runtime.devices`.
-        precision: the float parts are executed in. ``"auto"``: the device's default, but f32 for the graphs whose
-            numbers do not bear less (`Graph.keep_f32`); anything else holds for every graph.
-        batch_size, threads, cache_dir: see `edge_ad.runtime.sessions.open_session`.
+        precision: the float parts are executed in. ``"auto"``: the device's default, where that is no slower than f32
+            (`edge_ad.runtime.processor`), but f32 for the graphs whose numbers bear no less (`Graph.keep_f32`), unless
+            the device has none, which is logged. Anything else holds for every graph.
+        batch_size: images per call of `Detector.raw`. One frame at a time, as calls and streams take them, costs as
+            much as a whole batch: leave it at 1 for those.
+        threads, cache_dir: see `edge_ad.runtime.sessions.open_session`.
         require_signature: file of the Ed25519 public key (PEM) by which the bundle must be signed (``edge-ad sign``).
         self_test: run the golden images first, and compare their scores with the exporter's: see `verify_bundle`.
         memory_budget: bytes, or a size such as ``"300MB"``, for extractor and heads: heads that do not fit are read
@@ -530,20 +537,28 @@ def open_detector(
     under a memory budget.
     """
     reader = GraphReader(path, manifest, ahead=memory_budget is None)
+    without_f32: dict[str, str] = {}
 
     def session(graph: Graph, like: Session | None = None, aside: bool = False) -> Session:
-        keep_f32 = graph.keep_f32 and precision is ExecutionPrecision.AUTO
-        return open_session(
+        opened = partial(
+            open_session,
             reader.read(graph),
             manifest.format,
             device,
-            precision=ExecutionPrecision.F32 if keep_f32 else precision,
             batch_size=batch_size,
             threads=threads,
             cache_dir=cache_dir,
             like=like,
             aside=aside,
         )
+        if not graph.keep_f32 or precision is not ExecutionPrecision.AUTO:
+            return opened(precision=precision)
+        try:
+            return opened(precision=ExecutionPrecision.F32)
+        except UnsupportedPrecisionError:  # an NPU has none
+            found = opened(precision=precision)
+            without_f32.setdefault(found.device, found.precision)
+            return found
 
     first: Session | None = None
 
@@ -563,7 +578,9 @@ def open_detector(
             opened.callback(head.close)
         detector = Detector(manifest, shared, heads, batch_size=batch_size)
         opened.pop_all()
-        return detector
+    for name, instead in without_f32.items():
+        _LOGGER.warning("%s has no f32 for graphs that rank best in it; they execute in %s", name, instead)
+    return detector
 
 
 def _choice(kind: type[Choice], value: str) -> Choice:

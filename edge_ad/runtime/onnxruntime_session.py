@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ ENGINE = "ONNX Runtime"
 ELEMENTS_MAX = 2**31  # of one tensor: outputs are allocated before the graph runs
 BATCH_AXIS = "batch"  # the free dimension our exporter names
 ARITHMETIC = "edge_ad.arithmetic"  # metadata our exporter writes: what float parts compute in, f32 without it
+_LOGGER = logging.getLogger(__name__)
 _ERRORS = 3  # as ONNX Runtime numbers what it logs
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
 
@@ -39,7 +41,8 @@ _F32, _TF32, _F16 = ExecutionPrecision.F32, ExecutionPrecision.TF32, ExecutionPr
 _PROVIDERS = {
     "CPU": _Provider("CPUExecutionProvider", (_F32,)),
     "CUDA": _Provider("CUDAExecutionProvider", (_TF32, _F32)),
-    "TENSORRT": _Provider("TensorrtExecutionProvider", (_TF32, _F32, _F16)),
+    # It multiplies in TF32 whenever the GPU can, and a session cannot forbid it
+    "TENSORRT": _Provider("TensorrtExecutionProvider", (_TF32, _F16)),
 }
 
 
@@ -136,7 +139,7 @@ class OnnxruntimeSession:
         self.outputs: Mapping[str, TensorSpec] = _specs(session.get_outputs(), batch_size)
         self._session: ort.InferenceSession | None = session
         self._binding: Any = session.io_binding()
-        self._inputs: _Inputs = (
+        self._inputs: _Inputs | None = (
             _HostInputs(self._binding, self.inputs)
             if memory == "cpu"
             else _DeviceInputs(self._binding, self.inputs, *place)
@@ -147,7 +150,7 @@ class OnnxruntimeSession:
 
     def run(self, feeds: Mapping[str, NDArray[Any] | Handle]) -> Mapping[str, Handle]:
         """See `Session.run`."""
-        if self._session is None:
+        if self._session is None or self._inputs is None:
             raise InferenceError("this session is closed")
         try:
             self._session.run_with_iobinding(self._binding, self._inputs.bind(feeds))
@@ -162,7 +165,7 @@ class OnnxruntimeSession:
 
     def close(self) -> None:
         """See `Session.close`."""
-        self._session = self._binding = None
+        self._session = self._binding = self._inputs = None
         self._outputs = {}
 
 
@@ -184,6 +187,8 @@ def open_graph(
     kind, number = _parse(device)
     if cache_dir is not None and kind != "TENSORRT":
         raise InputError(f"cache_dir: {ENGINE} keeps no compiled graphs on {kind}; leave it out")
+    if threads is not None and kind != "CPU":
+        raise InputError(f"threads: only the CPU takes a number of threads, and the device is {device}")
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS  # its warnings would go to stderr unasked
     options.add_free_dimension_override_by_name(BATCH_AXIS, batch_size)
@@ -199,7 +204,11 @@ def open_graph(
 
     def opened(*, captured: bool) -> ort.InferenceSession:
         settings = _settings(kind, number, precision, cache_dir, captured=captured)
-        return ort.InferenceSession(graph.model, options, providers=[(_PROVIDERS[kind].name, settings)])
+        providers = [(_PROVIDERS[kind].name, settings)]
+        if kind == "TENSORRT":  # what it does not know runs on the same GPU
+            rest = _settings("CUDA", number, precision, None, captured=False)
+            providers.append((_PROVIDERS["CUDA"].name, rest))
+        return ort.InferenceSession(graph.model, options, providers=providers)
 
     try:
         try:
@@ -208,6 +217,7 @@ def open_graph(
             if "graph capture" not in str(error):
                 raise
             session = opened(captured=False)
+            _LOGGER.warning("%s: some of its operations run on the CPU, not on %s", graph.name, device)
     except Exception as error:  # as above
         raise InferenceError(f"{ENGINE} cannot load {graph.name} on {device}: {_gist(error)}") from error
     if session.get_providers()[0] != _PROVIDERS[kind].name:

@@ -128,28 +128,36 @@ class _Inference:
         """One per frame that is not skipped. Raises what the policy raises."""
         for captured in frames:
             captured.watch.lap("queue")
-            outcome = self._inspect(captured, self._lost)
+            outcome = self._checked(captured)
             if outcome is None:
                 self._ledger.count("skipped")
             else:
                 yield outcome
 
-    def _inspect(self, captured: Captured, cause: _Cause | None) -> _Outcome | None:
-        """``cause``: why the standby does it; None: the detector itself."""
+    def _checked(self, captured: Captured) -> _Outcome | None:
+        try:
+            changed = self._check_format(captured.frame)
+        except FrameChangedError as error:
+            return self._answer(captured, self._lost, error, None)
+        return self._inspect(captured, self._lost, changed)
+
+    def _inspect(self, captured: Captured, cause: _Cause | None, changed: _Cause | None) -> _Outcome | None:
+        """``cause``: why the standby does it; None: the detector itself. ``changed``: of the frame, told already."""
         detector = self._options.standby if cause else self._detector
         assert detector is not None  # `Detector.stream` asks for one where the policy falls back
         _, frame, watch = captured
         try:
-            changed = self._check_format(frame)
             raw = detector.infer(frame, color=self._options.color, bits=self._options.bits, watch=watch)
         except EdgeAdError as error:
-            return self._answer(captured, cause, error)
+            return self._answer(captured, cause, error, changed)
         self._format = self._format or (frame.shape, frame.dtype)
         if cause:
             self._ledger.count("substituted")
         return _Outcome(captured, detector, raw, *(cause or changed or ()))
 
-    def _answer(self, captured: Captured, cause: _Cause | None, error: EdgeAdError) -> _Outcome | None:
+    def _answer(
+        self, captured: Captured, cause: _Cause | None, error: EdgeAdError, changed: _Cause | None
+    ) -> _Outcome | None:
         """What the policy makes of ``error``. Raises it where the standby failed too."""
         fault = fault_of(error)
         if fault is None:
@@ -167,7 +175,7 @@ class _Inference:
             found = _Cause(fault, str(error))
             if fault is Fault.INFERENCE:
                 self._lost = found  # an engine that failed is not trusted again
-            return self._inspect(captured, found)
+            return self._inspect(captured, found, changed)
         raise error
 
     def _check_format(self, frame: NDArray[Any]) -> _Cause | None:

@@ -263,7 +263,8 @@ def train(
         RunMismatchError, OutputWriteError: see `RunFolder.begin`.
         DivergedError and others of `TileModel.fit`.
     """
-    model.check_counts(len(images.fit), len(images.fit) * len(setup.tiles_of(Location(0, 0))))
+    for location in setup.model_locations:  # a global model has one tile per image, a shared one has many
+        model.check_counts(len(images.fit), len(images.fit) * len(setup.tiles_of(location)))
     ThresholdRule.parse(threshold_rule).check_normal(len(images.held_out))
     extractor_model(model, setup)  # raises where its feature maps cannot be cut into tiles
     settings = RunSettings(

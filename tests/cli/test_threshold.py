@@ -75,7 +75,7 @@ def test_f1_needs_defects(run, bundle: Path, good: Path, bad: Path, tmp_path: Pa
 def test_another_merge_scores_the_golden_images_anew(run, bundle: Path, good: Path, tmp_path: Path):
     output = tmp_path / "new"
     out = run("threshold", bundle, "--good", good, "--rule", "max", "--score-merge", "max", "-o", output).out
-    assert out.splitlines()[-1].split() == ["good", "rejected", "-", "1", "of", "4"]
+    assert out.splitlines()[-1].split() == ["good", "rejected", "-", "0", "of", "4"]
     found = read_bundle(output)
     assert found.manifest.merge.score is ScoreMerge.MAX
     assert found.manifest.normalisation.score.threshold == pytest.approx(tile_scores(picture(0)).max(), rel=1e-5)

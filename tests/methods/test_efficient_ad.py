@@ -141,10 +141,15 @@ def test_photographs_raise_the_loss_and_nothing_else(tmp_path):
     assert expected > 0
 
 
+def test_what_was_trained_needs_the_photographs_no_more(tmp_path):
+    again = model(penalty_images=str(tmp_path / "gone"))
+    assert again.head_from_state(again.new_head().state_dict()) is not None
+
+
 def test_bad_input(tmp_path):
     with pytest.raises(WeightsNotFoundError, match="make one with edge-ad distill and pass it as --weights FILE"):
         create_model("efficient_ad", TILE)
     with pytest.raises(EmptyDataError, match="no images in"):
-        model(penalty_images=str(tmp_path))
+        model(penalty_images=str(tmp_path)).check_counts(10, 10)
     with pytest.raises(TooFewImagesError, match="efficient_ad needs at least 2 training"):
         model().check_counts(1, 1)

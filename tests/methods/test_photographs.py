@@ -58,9 +58,9 @@ def test_the_middle_at_twice_the_size_is_taken(tmp_path):
 
 def test_no_photographs(tmp_path):
     with pytest.raises(EmptyDataError, match=r"no images in .*; name a folder of ordinary photographs"):
-        Photographs(tmp_path, (8, 8))
+        Photographs(tmp_path, (8, 8)).draw(1)
     with pytest.raises(DataNotFoundError):
-        Photographs(tmp_path / "nowhere", (8, 8))
+        Photographs(tmp_path / "nowhere", (8, 8)).draw(1)
 
 
 def test_jitter_scales_one_thing_of_each_image():

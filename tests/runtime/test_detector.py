@@ -36,6 +36,7 @@ from edge_ad.errors import (
     FrameError,
     InferenceError,
     InputError,
+    UnsupportedPrecisionError,
 )
 from edge_ad.imaging import resize
 from edge_ad.runtime import detector as detector_module
@@ -223,6 +224,19 @@ def test_the_threshold_is_half(threshold: float, label: bool) -> None:
     assert result.pred_label is label
     assert result.pred_label == (result.pred_score >= 0.5)
     assert result.pred_score == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_score_at_its_threshold_is_anomalous_however_it_is_scaled() -> None:
+    """Scaled in float32, a score at its threshold is below 0.5 for every sixth pair of low and threshold."""
+    manifest = tiny_manifest()
+    image = some_image(manifest.setup)
+    raw = fake_detector(manifest)(image, color="rgb")
+    for low in np.random.default_rng(5).uniform(-2, 0.5, 50):
+        score, at = Scale(float(low), raw.raw_score), Scale(float(low), float(raw.raw_map.max()))
+        norm = Normalisation(NormalisationStage.IMAGE, "fixed", score, at, (), ())
+        result = fake_detector(replace(manifest, normalisation=norm))(image, color="rgb")
+        assert result.pred_label is True
+        assert result.pred_mask.sum() == (raw.raw_map == raw.raw_map.max()).sum()
 
 
 @pytest.mark.parametrize(("threshold", "label"), [(0.89, True), (0.9, False)])
@@ -430,6 +444,30 @@ def test_heads_keep_f32_unless_told_otherwise(
     monkeypatch.setattr(detector_module, "open_session", open_fake)
     edge_ad.load(tiny_bundle(), precision=precision)
     assert asked == expected
+
+
+def test_a_device_without_f32_runs_its_own_default_and_says_so(
+    tiny_bundle: Write, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As OpenVINO's NPU plugin, which executes in f16 alone."""
+
+    def open_fake(
+        graph: GraphFiles, graph_format: Format, device: str, *, precision: ExecutionPrecision, **more: Any
+    ) -> FakeSession:
+        if precision is ExecutionPrecision.F32:
+            raise UnsupportedPrecisionError(f"{device} does not execute in f32; ask for f16 or auto")
+        locations = {at.name: at for at in tiny_setup().model_locations}
+        session = FakeSession((23, 29), locations.get(Path(graph.name).stem))
+        session.device, session.precision = device, "f16"
+        return session
+
+    monkeypatch.setattr(detector_module, "open_session", open_fake)
+    bundle = tiny_bundle()
+    assert edge_ad.load(bundle, "NPU").precision == "f16"
+    (record,) = caplog.records
+    assert record.getMessage() == "NPU has no f32 for graphs that rank best in it; they execute in f16"
+    with pytest.raises(UnsupportedPrecisionError):
+        edge_ad.load(bundle, "NPU", precision="f32")
 
 
 def test_a_failed_load_closes_what_it_opened(tiny_bundle: Write, monkeypatch: pytest.MonkeyPatch) -> None:

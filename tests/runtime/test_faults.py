@@ -228,6 +228,12 @@ def test_a_source_that_never_was_there_is_not_opened_again(source: Any) -> None:
         list(fake_detector(MANIFEST).stream(source, color="rgb", policy=policy))
 
 
+def test_a_callable_that_opens_nothing_is_an_error_whatever_the_policy() -> None:
+    with pytest.raises(SourceError, match="gave no frame; check its path, index or address"):
+        list(fake_detector(MANIFEST).stream(lambda: iter(()), color="rgb"))
+    assert list(fake_detector(MANIFEST).stream([], color="rgb")) == []  # frames at hand may be none
+
+
 def test_a_pause_ends_when_the_stream_is_closed() -> None:
     policy = FaultPolicy(source="reopen", reopen_first_s=1000, reopen_longest_s=1000)
     stream = fake_detector(MANIFEST).stream(lambda: [_image(0)], color="rgb", policy=policy)
@@ -391,6 +397,14 @@ def test_a_lost_device_is_replaced_for_good() -> None:
         assert result.raw_score == fake_detector(MANIFEST)(_image(seed), color="rgb").raw_score
     stats = detector.stats()
     assert (stats.substituted, stats.reported, stats.faults) == (3, 0, {Fault.INFERENCE: 1})
+
+
+def test_a_changed_frame_that_falls_back_is_counted_once() -> None:
+    detector, standby = _faulty(_on("GPU.0"), {1: "raise"}), _on("CPU")
+    larger = np.zeros((2 * MANIFEST.setup.image_size[0], MANIFEST.setup.image_size[1], 3), np.uint8)
+    policy = FaultPolicy(inference="fall_back", changed="accept")
+    _run(detector, [_image(0), larger], policy=policy, standby=standby)
+    assert detector.stats().faults == {Fault.CHANGED: 1, Fault.INFERENCE: 1}
 
 
 def test_nan_is_replaced_for_its_frame() -> None:

@@ -17,6 +17,7 @@ from tiny_run import BACKBONE, scene, scene_images, tile_setup, tiny_model, tiny
 from edge_ad.bundle.manifest import NormalisationStage, ScoreMerge
 from edge_ad.data.layouts import read_dataset
 from edge_ad.errors import (
+    BatchTooLargeError,
     DataNotFoundError,
     IncompleteRunError,
     InputError,
@@ -346,6 +347,17 @@ def test_a_calibration_folder_that_is_not_there(run_of_files, tmp_path):
     (tmp_path / "empty" / "normal").mkdir(parents=True)
     with pytest.raises(InputError):
         run_images(run, tmp_path / "empty")
+
+
+def test_every_model_is_counted_before_anything_is_written(tmp_path):
+    """The shared model has 4 tiles per image, the global one has one: too few for a batch."""
+    setup = replace(SMALL["st4"], global_model=True)
+    model = create_model("stfpm", (32, 32), backbone=BACKBONE, weights="none", steps=1, batch_size=12)
+    images = scene_images(setup)
+    assert 4 * 0.8 * len(images.fit) >= 12
+    with pytest.raises(BatchTooLargeError, match="a batch of 12 is larger"):
+        train(model, setup, images, tmp_path / "run", seed=0)
+    assert not (tmp_path / "run").exists()
 
 
 def test_losses_are_kept_beside_the_heads(tmp_path):
