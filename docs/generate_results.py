@@ -1,6 +1,8 @@
-"""Writes tables of docs/results.md from the results of experiments in docs/results/, and of benchmarks: ``make docs``.
+"""Writes the tables of docs/results.md and docs/performance.md from what experiments and benchmarks wrote: ``make docs``.
 
     <!-- table: methods -->            accuracy by docs/results/methods.jsonl, one row per method and setup
+    <!-- end -->
+    <!-- verdicts: methods -->         what the same bundles find and reject at their thresholds
     <!-- end -->
     <!-- costs: latency -->            what bundles cost by docs/results/latency.jsonl, the same
     <!-- end -->
@@ -27,12 +29,12 @@ from edge_ad.experiment.record import Outcome, Record
 from edge_ad.experiment.store import Store
 from edge_ad.setups import SETUPS
 
-PAGE = Path(__file__).with_name("results.md")
+PAGES = tuple(Path(__file__).with_name(name) for name in ("results.md", "performance.md"))
 LINES = Path(__file__).with_name("results")
-REPORTS = PAGE.parents[1] / "benchmarks" / "reference"
+REPORTS = Path(__file__).parents[1] / "benchmarks" / "reference"
 SETS = {"bsdata": "BSData", "magnetic_tile": "magnetic tile", "casting512": "casting", "kolektorsdd": "KolektorSDD"}
 RESAMPLES = 1000
-BLOCK = re.compile(r"(<!-- (table|costs|reports): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (table|verdicts|costs|reports): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Measure = Callable[[Outcome], float | None]
 
@@ -55,6 +57,28 @@ def table(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
+def recall(outcome: Outcome) -> float | None:
+    """Defective images found at the threshold, in per cent."""
+    return 100 * outcome.image.recall
+
+
+def false_alarms(outcome: Outcome) -> float | None:
+    """Good images rejected at the threshold, in per cent."""
+    return 100 * outcome.image.confusion.false_positives / outcome.image.normal
+
+
+def verdicts(records: Sequence[Record]) -> str:
+    """What int8 bundles find, and reject of good parts, at their own thresholds; a row per method and setup."""
+    lines = [_row(("method", "setup", *SETS.values())), _row(["---", "---", *("---:" for _ in SETS)])]
+    for method, setup, of_row in _rows(records):
+        cells = []
+        for name in SETS:
+            found = [values(of_row, name, Variant.INT8, each).values() for each in (recall, false_alarms)]
+            cells.append(" / ".join(f"{fmean(each):.0f}" if each else "-" for each in found))
+        lines.append(_row((method, setup, *cells)))
+    return "\n".join(lines)
+
+
 def costs(records: Sequence[Record]) -> str:
     """What the bundle of a method and setup costs, as `edge-ad benchmark` found; a line each."""
     header = ("method", "setup", "end to end, ms", "over bare graphs", "peak, MiB", "load, ms", "bundle, MB")
@@ -69,20 +93,29 @@ def costs(records: Sequence[Record]) -> str:
 
 def reports(folder: Path) -> str:
     """What the benchmarks of ``folder`` found, a line each."""
-    header = ("bundle", "ran in", "end to end, ms", "bare, ms", "of the ceiling", "images/s", "device, MiB")
-    lines = [_row(header), _row(["---", "---", *("---:" for _ in header[2:])])]
+    figures = ("end to end, ms", "bare, ms", "ratio", "of the ceiling", "images/s", "load, ms", "peak, MiB", "size, MiB")
+    lines = [_row(("bundle", "ran in", *figures)), _row(["---", "---", *("---:" for _ in figures)])]
     for path in sorted(folder.glob("*.json")):
         report = BenchmarkReport.from_json(json.loads(path.read_text(encoding="utf-8")))
-        ran_in = ", ".join(dict.fromkeys(report.executed.values()))
-        percent, held, batched = report.achieved.ceiling_percent, report.memory.device_bytes, report.throughput
-        figures = (
-            f"{report.latency.end_to_end.median_ms:.2f}",
-            f"{report.latency.bare.median_ms:.2f}",
-            "-" if percent is None else f"{percent:.0f} %",
-            f"{batched.images_per_s:.0f}" if batched else "-",
-            "-" if held is None else f"{held / 2**20:.0f}",
+        percent, batched, latency = report.achieved.ceiling_percent, report.throughput, report.latency
+        memory = report.memory
+        peak = memory.resident_peak_bytes if memory.device_bytes is None else memory.device_bytes
+        lines.append(
+            _row(
+                (
+                    path.stem,
+                    ", ".join(dict.fromkeys(report.executed.values())),
+                    f"{latency.end_to_end.median_ms:.2f}",
+                    f"{latency.bare.median_ms:.2f}",
+                    f"{latency.bare_ratio:.3f}",
+                    "-" if percent is None else f"{percent:.0f} %",
+                    f"{batched.images_per_s:.0f}" if batched else "-",
+                    f"{report.load_ms:.0f}",
+                    "-" if peak is None else f"{peak / 2**20:.0f}",
+                    f"{report.bundle.size_bytes / 2**20:.0f}",
+                )
+            )
         )
-        lines.append(_row([path.stem, ran_in, *figures]))
     return "\n".join(lines)
 
 
@@ -94,19 +127,21 @@ def _rows(records: Sequence[Record]) -> Iterable[tuple[str, str, list[Record]]]:
         yield method, setup, [r for r in records if (r.identity.method, r.identity.setup) == (method, setup)]
 
 
-def _cells(method: str, setup: str, records: Sequence[Record]) -> Iterable[str]:
-    def values(name: str, variant: Variant, measure: Measure) -> dict[int, float]:
-        found = {}
-        for record in records:
-            identity = record.identity
-            if record.outcome and (identity.dataset, identity.precision) == (name, variant):
-                value = measure(record.outcome)
-                if value is not None:
-                    found[identity.seed] = value
-        return found
+def values(records: Sequence[Record], name: str, variant: Variant, measure: Measure) -> dict[int, float]:
+    """By seed, of one set and precision."""
+    found = {}
+    for record in records:
+        identity = record.identity
+        if record.outcome and (identity.dataset, identity.precision) == (name, variant):
+            value = measure(record.outcome)
+            if value is not None:
+                found[identity.seed] = value
+    return found
 
+
+def _cells(method: str, setup: str, records: Sequence[Record]) -> Iterable[str]:
     def over_sets(variant: Variant, measure: Measure) -> str:
-        by_set = [list(values(name, variant, measure).values()) for name in SETS]
+        by_set = [list(values(records, name, variant, measure).values()) for name in SETS]
         wanted = len(SETS) if measure is auroc else len(SETS) - 1  # one has no masks
         present = [fmean(each) for each in by_set if each]
         return f"{fmean(present):.1f}" if len(present) == wanted else "-"
@@ -123,7 +158,9 @@ def _cells(method: str, setup: str, records: Sequence[Record]) -> Iterable[str]:
     seconds = [r.outcome.training_s for r in records if r.outcome and r.outcome.training_s is not None]
     yield from (method, setup, str(len(seeds)))
     for name in SETS:
-        yield _pair(*(_spread(list(values(name, Variant.TORCH, measure).values())) for measure in (auroc, aupro)))
+        yield _pair(
+            *(_spread(list(values(records, name, Variant.TORCH, measure).values())) for measure in (auroc, aupro))
+        )
     for variant in (Variant.TORCH, Variant.INT8):
         yield _pair(over_sets(variant, auroc), over_sets(variant, aupro))
     yield drop()
@@ -184,11 +221,13 @@ def render(page: str) -> str:
         if kind == "reports":
             written = reports(REPORTS / name)
         else:
-            written = {"table": table, "costs": costs}[kind](list(Store(LINES / f"{name}.jsonl").read().values()))
+            of_kind = {"table": table, "verdicts": verdicts, "costs": costs}[kind]
+            written = of_kind(list(Store(LINES / f"{name}.jsonl").read().values()))
         return f"{found[1]}{written}\n{found[4]}"
 
     return BLOCK.sub(block, page)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(render(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")

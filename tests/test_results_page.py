@@ -1,4 +1,4 @@
-"""The tables of docs/results.md are those of the lines in docs/results/ and of the reports in benchmarks/reference/."""
+"""The tables of results.md and performance.md are those of docs/results/ and of the reports in benchmarks/reference/."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ GENERATOR = Path(__file__).parents[1] / "docs" / "generate_results.py"
 
 def test_the_tables_are_those_of_the_lines():
     generator = runpy.run_path(str(GENERATOR))
-    page = generator["PAGE"].read_text(encoding="utf-8")
-    assert generator["render"](page) == page, "run `make docs`"
+    for page in generator["PAGES"]:
+        text = page.read_text(encoding="utf-8")
+        assert generator["render"](text) == text, "run `make docs`"
 
 
 def test_every_file_of_lines_is_shown():
     generator = runpy.run_path(str(GENERATOR))
-    shown = {(found[2], found[3]) for found in generator["BLOCK"].finditer(generator["PAGE"].read_text("utf-8"))}
+    pages = "".join(page.read_text("utf-8") for page in generator["PAGES"])
+    shown = {(found[2], found[3]) for found in generator["BLOCK"].finditer(pages)}
     assert {path.stem for path in generator["LINES"].glob("*.jsonl")} == {n for kind, n in shown if kind != "reports"}
     assert {path.name for path in generator["REPORTS"].iterdir()} == {n for kind, n in shown if kind == "reports"}

@@ -29,7 +29,7 @@ from edge_ad.imaging import PixelFormat, image_files, read_image, resize_mask, w
 from edge_ad.records import to_plain
 from edge_ad.runtime import overlay
 from edge_ad.runtime.detector import Detector
-from edge_ad.runtime.result import Result
+from edge_ad.runtime.result import Result, Verdict
 
 RESULTS, OVERLAYS, MASKS = "results.jsonl", "overlays", "masks"
 
@@ -110,9 +110,8 @@ def predict_files(
                 prediction = Prediction(name, path, _predict_file(detector, name, path, output, pixel_format, tiles))
             except (UnreadableImageError, PixelFormatError, NonFiniteOutputError) as error:
                 prediction = Prediction(name, path, None, error)
-            outcome = (
-                {"error": str(prediction.error)} if prediction.result is None else _record(prediction.result, name)
-            )
+            result = prediction.result
+            outcome = _record(result, name) if result else {"verdict": Verdict.ERROR, "error": str(prediction.error)}
             results.write(json.dumps(record | outcome, allow_nan=False) + "\n")
             results.flush()
             yield prediction
@@ -132,6 +131,7 @@ def _predict_file(
 def _record(result: Result, name: str) -> dict[str, Any]:
     """A result as a line of results.jsonl. Regions are in pixels of the map, whose size stands beside them."""
     return {
+        "verdict": result.verdict,
         "pred_score": result.pred_score,
         "pred_label": result.pred_label,
         "raw_score": result.raw_score,
@@ -139,6 +139,7 @@ def _record(result: Result, name: str) -> dict[str, Any]:
         "regions": to_plain(result.regions),
         "map_size": list(result.anomaly_map.shape),
         "image_size": list(result.original_size),
+        "device": result.device,
         "timings_ms": {stage: round(time_ms, 3) for stage, time_ms in result.timings_ms.items()},
         "overlay": f"{OVERLAYS}/{name}.png",
         "mask": f"{MASKS}/{name}.png",

@@ -29,6 +29,7 @@ def test_every_image_gets_a_line_an_overlay_and_a_mask(run, bundle, images, tmp_
     assert grey["source"] == str(images / "grey.png")
     assert datetime.fromisoformat(grey["time_utc"]).utcoffset().total_seconds() == 0
     assert (grey["pred_label"], noise["pred_label"]) == (False, True)
+    assert (grey["verdict"], noise["verdict"], noise["device"]) == ("normal", "anomalous", "CPU")
     assert noise["raw_score"] == pytest.approx(expected_score(some_image(tiny_setup()), tiny_manifest()), rel=1e-5)
     assert noise["pred_score"] == pytest.approx(min(1, (noise["raw_score"] - 0.2) / 1.2), rel=1e-5)  # scale 0.2 .. 0.8
     assert len(noise["tile_scores"]) == 4
@@ -76,7 +77,7 @@ def test_a_corrupt_image_among_many(run, bundle, images, tmp_path):
     assert last.startswith("error: 1 of 3 images could not be inspected")
     grey, hurt, noise = records(tmp_path / "out")
     assert hurt["error"].endswith("the file is truncated; copy it again")
-    assert hurt.keys() == {"source", "time_utc", "error"}
+    assert hurt.keys() == {"source", "time_utc", "verdict", "error"}
     assert "error" not in grey | noise
 
 
@@ -101,7 +102,7 @@ def test_an_image_without_a_verdict_does_not_stop_the_others(run, bundle, images
     assert "error: 1 of 2 images could not be inspected" in err
     grey, noise = records(tmp_path / "out")
     assert grey["pred_label"] is False
-    assert noise.keys() == {"source", "time_utc", "error"}
+    assert noise.keys() == {"source", "time_utc", "verdict", "error"}
 
 
 def test_earlier_results_are_replaced_only_when_asked(run, bundle, images, tmp_path):
