@@ -1,4 +1,4 @@
-"""The tables of results.md and performance.md are those of docs/results/ and of the reports in benchmarks/reference/."""
+"""The tables of results.md and performance.md are those of docs/results/ and benchmarks/reference/."""
 
 from __future__ import annotations
 
