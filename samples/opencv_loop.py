@@ -26,10 +26,10 @@ import cv2
 from numpy.typing import NDArray
 
 import edge_ad
+from edge_ad import Verdict
 from edge_ad.errors import EdgeAdError, OutputWriteError, SourceError
 from edge_ad.runtime import overlay
 from edge_ad.runtime.faults import FaultPolicy, Stats
-from edge_ad.runtime.result import Verdict
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

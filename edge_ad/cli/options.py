@@ -65,7 +65,7 @@ precision_option = click.option(
     type=choice(ExecutionPrecision),
     default="auto",
     show_default=True,
-    help="What float parts execute in; auto: the device's default.",
+    help="What float parts execute in; auto: the device's default, but f32 where graphs need it or bf16 is slow.",
 )
 signature_option = click.option(
     "--require-signature",
@@ -78,9 +78,7 @@ json_option = click.option(
     "--json",
     "json_target",
     type=click.Path(allow_dash=True),
-    is_flag=False,
-    flag_value="-",
-    help="JSON instead of text: to stdout, or to this file.",
+    help="JSON instead of text: to this file, or - for stdout.",
 )
 
 

@@ -102,12 +102,14 @@ def command(
     """
     from edge_ad.data.cache import common_size
     from edge_ad.data.layouts import read_dataset
+    from edge_ad.evaluation.thresholds import ThresholdRule
     from edge_ad.methods import create_model, method_class
     from edge_ad.methods.parameters import parse_parameters
     from edge_ad.progress import terminal_progress
     from edge_ad.setups import make_setup
     from edge_ad.training.trainer import open_device, read_training_images, train
 
+    ThresholdRule.parse(threshold)
     kind = method_class(method)
     named = {"backbone": backbone, "layers": layers, "schedule": schedule, "steps": steps, "batch_size": batch_size}
     written = [f"{key}={value}" for key, value in named.items() if value is not None]

@@ -52,6 +52,7 @@ from edge_ad.setups import ExtractorScope
 from edge_ad.tiling import WHOLE, Location, MapMerger, Size
 
 Choice = TypeVar("Choice", bound=StrEnum)
+SIGNATURE_VARIABLE = "EDGE_AD_REQUIRE_SIGNATURE"
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -483,7 +484,8 @@ def load(
         batch_size: images per call of `Detector.raw`. One frame at a time, as calls and streams take them, costs as
             much as a whole batch: leave it at 1 for those.
         threads, cache_dir: see `edge_ad.runtime.sessions.open_session`.
-        require_signature: file of the Ed25519 public key (PEM) by which the bundle must be signed (``edge-ad sign``).
+        require_signature: file of the Ed25519 public key (PEM) by which the bundle must be signed (``edge-ad sign``);
+            that of the environment's EDGE_AD_REQUIRE_SIGNATURE where None, so that a line requires it once for all.
         self_test: run the golden images first, and compare their scores with the exporter's: see `verify_bundle`.
         memory_budget: bytes, or a size such as ``"300MB"``, for extractor and heads: heads that do not fit are read
             from a file in ``cache_dir``, else in the system's folder for temporary files, or opened when their turn
@@ -498,7 +500,8 @@ def load(
         VerificationError: the device computes something else than the exporter's, or there is no golden image.
         OutputWriteError: no room for the heads that a memory budget keeps aside.
     """
-    key = None if require_signature is None else Path(require_signature)
+    required = require_signature or os.environ.get(SIGNATURE_VARIABLE)
+    key = Path(required) if required else None
     found = read_bundle(bundle, check_hashes=False, require_signature=key)
     check_unchanged(found.path, [golden.file for golden in found.manifest.golden])  # the graphs: where they are read
     detector = open_detector(

@@ -63,7 +63,7 @@ def test_compare_two_reports(tmp_path):
     shown = edge_ad("compare", old, new)
     assert shown.exit_code == 0, shown.output
     assert "warning: old: latency: only 3 timed runs" in shown.output
-    found = json.loads(edge_ad("compare", old, new, "--json").stdout)
+    found = json.loads(edge_ad("compare", old, new, "--json", "-").stdout)
     assert found["changes"][0]["figure"] == "end to end, median"
     assert found["changes"][0]["ratio"]["value"] == 1.0
     failed = edge_ad("compare", old, new, "--fail-above", 0.1)

@@ -90,6 +90,17 @@ def test_a_required_signature_is_the_owners_or_an_error(
         read_manifest(bundle, require_signature=other_public)
 
 
+def test_a_line_requires_a_signature_once_for_all(
+    tiny_bundle: Write, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, (private, public) = tiny_bundle(), keys
+    monkeypatch.setenv("EDGE_AD_REQUIRE_SIGNATURE", str(public))
+    with pytest.raises(UnsignedBundleError):
+        edge_ad.load(bundle)
+    sign_bundle(bundle, private)
+    edge_ad.load(bundle).close()
+
+
 def test_every_byte_of_a_signed_manifest_counts(tiny_bundle: Write, keys: tuple[Path, Path]) -> None:
     """Also those that JSON does not see: a space more, another order."""
     bundle, (private, public) = tiny_bundle(), keys

@@ -78,7 +78,7 @@ def test_inspect(run, tiny_bundle):
 
 def test_inspect_adds_up(run, tiny_bundle):
     bundle = tiny_bundle()
-    found = run("inspect", bundle, "--json").json
+    found = run("inspect", "--json", "-", bundle).json
     assert Manifest.from_json(found["manifest"]) == read_manifest(bundle)
     totals = found["totals"]
     on_disk = sum(path.stat().st_size for path in bundle.rglob("*.*") if path.name != "manifest.json")
