@@ -4,8 +4,6 @@
     <!-- end -->
     <!-- verdicts: methods -->         what the same bundles find and reject at their thresholds
     <!-- end -->
-    <!-- costs: latency -->            what bundles cost by docs/results/latency.jsonl, the same
-    <!-- end -->
     <!-- reports: nvidia_h200 -->      reports of ``edge-ad benchmark --json`` in benchmarks/reference/nvidia_h200/
     <!-- end -->
 
@@ -24,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ad.benchmarks.report import BenchmarkReport
+from edge_ad.bundle.manifest import ScoreMerge
 from edge_ad.experiment.config import Variant
 from edge_ad.experiment.record import Outcome, Record
 from edge_ad.experiment.store import Store
@@ -34,7 +33,7 @@ LINES = Path(__file__).with_name("results")
 REPORTS = Path(__file__).parents[1] / "benchmarks" / "reference"
 SETS = {"bsdata": "BSData", "magnetic_tile": "magnetic tile", "casting512": "casting", "kolektorsdd": "KolektorSDD"}
 RESAMPLES = 1000
-BLOCK = re.compile(r"(<!-- (table|verdicts|costs|reports): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (table|verdicts|reports): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Measure = Callable[[Outcome], float | None]
 
@@ -79,18 +78,6 @@ def verdicts(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def costs(records: Sequence[Record]) -> str:
-    """What the bundle of a method and setup costs, as `edge-ad benchmark` found; a line each."""
-    header = ("method", "setup", "end to end, ms", "over bare graphs", "peak, MiB", "load, ms", "bundle, MB")
-    lines = [_row(header), _row(["---", "---", *("---:" for _ in header[2:])])]
-    for method, setup, of_row in _rows(records):
-        for outcome in (record.outcome for record in of_row if record.outcome and record.outcome.benchmark):
-            found, size, peak = outcome.benchmark, outcome.size_bytes, outcome.benchmark.resident_peak_bytes
-            figures = f"{found.latency_median_ms:.1f}", f"{found.bare_ratio:.2f}", f"{peak / 2**20:.0f}"
-            lines.append(_row([method, setup, *figures, f"{found.load_ms:.0f}", f"{size / 1e6:.0f}"]))
-    return "\n".join(lines)
-
-
 def reports(folder: Path) -> str:
     """What the benchmarks of ``folder`` found, a line each."""
     header = ("bundle", "ran in", "end to end, ms", "bare, ms", "ratio", "of the ceiling", "images/s", "load, ms")
@@ -121,11 +108,19 @@ def reports(folder: Path) -> str:
 
 
 def _rows(records: Sequence[Record]) -> Iterable[tuple[str, str, list[Record]]]:
-    """Methods and setups, the latter in the paper's order and others behind them, with their records."""
-    rows = {(record.identity.method, record.identity.setup) for record in records}
+    """Methods and setups, the latter in the paper's order and others behind them, with their records.
+
+    Another merge of tiles' scores than their mean stands behind the setup.
+    """
     places = {setup: place for place, setup in enumerate(SETUPS)}
-    for method, setup in sorted(rows, key=lambda row: (row[0], places.get(row[1], len(places)), row[1])):
-        yield method, setup, [r for r in records if (r.identity.method, r.identity.setup) == (method, setup)]
+    rows: dict[tuple[str, int, str, ScoreMerge], list[Record]] = {}
+    for record in records:
+        known = record.identity
+        place = places.get(known.setup, len(places))
+        rows.setdefault((known.method, place, known.setup, known.score_merge), []).append(record)
+    for key in sorted(rows, key=lambda row: (*row[:3], row[3] is not ScoreMerge.MEAN)):
+        method, _, setup, merge = key
+        yield method, setup if merge is ScoreMerge.MEAN else f"{setup}, {merge}", rows[key]
 
 
 def values(records: Sequence[Record], name: str, variant: Variant, measure: Measure) -> dict[int, float]:
@@ -222,7 +217,7 @@ def render(page: str) -> str:
         if kind == "reports":
             written = reports(REPORTS / name)
         else:
-            of_kind = {"table": table, "verdicts": verdicts, "costs": costs}[kind]
+            of_kind = {"table": table, "verdicts": verdicts}[kind]
             written = of_kind(list(Store(LINES / f"{name}.jsonl").read().values()))
         return f"{found[1]}{written}\n{found[4]}"
 

@@ -17,13 +17,14 @@ import openvino as ov
 
 from edge_ad.bundle.files import read_manifest
 from edge_ad.bundle.manifest import Graph
+from edge_ad.runtime.processor import bf16_is_slow
 from edge_ad.setups import ExtractorScope
 
 
 def milliseconds(bundle: Path, graph: Graph, runs: int) -> Counter[tuple[str, str]]:
     """Of one run, by operation and the kernel that executes it."""
     config = {"PERF_COUNT": True, "PERFORMANCE_HINT": "LATENCY"}
-    if graph.keep_f32:
+    if graph.keep_f32 or bf16_is_slow():
         config["INFERENCE_PRECISION_HINT"] = "f32"
     core = ov.Core()
     model = core.read_model(bundle / graph.files[0].path)
