@@ -16,8 +16,7 @@ import numpy as np
 from edge_ad.benchmarks import nvidia_probe
 from edge_ad.benchmarks.environment import usable_cpus
 from edge_ad.benchmarks.timing import time_interleaved
-from edge_ad.bundle.manifest import Graph, Manifest, Precision
-from edge_ad.setups import ExtractorScope
+from edge_ad.bundle.manifest import Manifest, Precision
 
 _SIDE = 1024
 _COPY_BYTES = 64 * 2**20  # beyond the last-level cache of most machines, within the memory of all
@@ -103,13 +102,8 @@ def executed_precisions(manifest: Manifest, session_precisions: Iterable[str]) -
     """Per graph of the manifest what it ran in: int8 where it is quantised, else what its session reports."""
     return tuple(
         "int8" if graph.precision is Precision.INT8 else precision
-        for graph, precision in zip(_in_session_order(manifest), session_precisions, strict=True)
+        for graph, precision in zip(manifest.in_running_order, session_precisions, strict=True)
     )
-
-
-def flops_per_image(manifest: Manifest) -> int:
-    """Operations of all graphs over all tiles, multiplications and additions counted apart (2 x MAC)."""
-    return sum(_runs(manifest, graph) * graph.flops for graph in _in_session_order(manifest))
 
 
 def compare(manifest: Manifest, precisions: Iterable[str], ceilings: Ceilings, bare_ms: float) -> Achieved:
@@ -119,8 +113,8 @@ def compare(manifest: Manifest, precisions: Iterable[str], ceilings: Ceilings, b
         precisions: per graph, see `executed_precisions`.
     """
     flops_of: dict[str, int] = {}
-    for graph, precision in zip(_in_session_order(manifest), precisions, strict=True):
-        flops_of[precision] = flops_of.get(precision, 0) + _runs(manifest, graph) * graph.flops
+    for graph, precision in zip(manifest.in_running_order, precisions, strict=True):
+        flops_of[precision] = flops_of.get(precision, 0) + manifest.runs_per_image(graph) * graph.flops
     limits = {precision: ceilings.of(precision) for precision in flops_of}
     known = {precision: limit for precision, limit in limits.items() if limit}
     compute_ms = memory_ms = None
@@ -134,7 +128,7 @@ def compare(manifest: Manifest, precisions: Iterable[str], ceilings: Ceilings, b
         compute_bound_ms=compute_ms,
         memory_bound_ms=memory_ms,
         bare_ms=bare_ms,
-        gflops_per_s=flops_per_image(manifest) / (bare_ms * 1e6),
+        gflops_per_s=manifest.flops_per_image / (bare_ms * 1e6),
         ceiling_percent=percent,
         ceiling=_ceiling_in_words(limits, compute_ms, memory_ms),
     )
@@ -148,18 +142,6 @@ def _ceiling_in_words(
     if memory_ms is not None and compute_ms is not None and memory_ms > compute_ms:
         return "numpy copy of a large array"
     return "; ".join(f"{limit.precision}: {limit.source}" for limit in limits.values() if limit)
-
-
-def _in_session_order(manifest: Manifest) -> tuple[Graph, ...]:
-    return (*([manifest.shared] if manifest.shared else []), *manifest.heads)
-
-
-def _runs(manifest: Manifest, graph: Graph) -> int:
-    """How often one image runs a graph: the extractor for what it is shown, a head for the locations of its model."""
-    setup = manifest.setup
-    if graph is manifest.shared:
-        return 1 if setup.extractor_scope is ExtractorScope.IMAGE else len(setup.locations)
-    return sum(setup.model_of(location) == graph.location for location in setup.locations)
 
 
 def _matmul_flops_per_s() -> float:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edge_ad.benchmarks.ceilings import Achieved, Ceilings, flops_per_image
+from edge_ad.benchmarks.ceilings import Achieved, Ceilings
 from edge_ad.benchmarks.environment import Environment
 from edge_ad.benchmarks.memory import Memory
 from edge_ad.benchmarks.protocol import Latency, Protocol, Schedule, Throughput
@@ -159,7 +159,7 @@ def bundle_facts(manifest: Manifest, manifest_sha256: str, manifest_size_bytes: 
         tiles=len(manifest.setup.grid),
         models=len(manifest.heads),
         parameters=sum(graph.parameters for graph in manifest.graphs),
-        flops_per_image=flops_per_image(manifest),
+        flops_per_image=manifest.flops_per_image,
         size_bytes=manifest_size_bytes + sum(entry.size_bytes for entry in manifest.files),
         shared_size_bytes=_size_bytes((manifest.shared,) if manifest.shared else ()),
         heads_size_bytes=_size_bytes(manifest.heads),

@@ -24,7 +24,7 @@ class GraphReader:
     def __init__(self, root: Path, manifest: Manifest, *, ahead: bool = True) -> None:
         self._root = root
         self._format = manifest.format
-        self._graphs = (*([manifest.shared] if manifest.shared else []), *manifest.heads)
+        self._graphs = manifest.in_running_order
         self._pool = ThreadPoolExecutor(1, "edge-ad-reader") if ahead else None
         self._ahead: tuple[Graph, Future[GraphFiles]] | None = None
 

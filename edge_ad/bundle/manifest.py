@@ -12,7 +12,7 @@ from typing import Any
 
 from edge_ad.errors import GeometryError, ManifestError, UnknownSchemaError
 from edge_ad.records import from_plain, to_plain
-from edge_ad.setups import Setup
+from edge_ad.setups import ExtractorScope, Setup
 from edge_ad.tiling import FeatureAxes
 
 SCHEMA_VERSION = 1
@@ -209,6 +209,23 @@ class Manifest:
     def heads(self) -> tuple[Graph, ...]:
         """The head graphs in the order of ``setup.model_locations``."""
         return tuple(graph for graph in self.graphs if graph.role is Role.HEAD)
+
+    @property
+    def in_running_order(self) -> tuple[Graph, ...]:
+        """The extractor's graph, where there is one, then the heads'."""
+        return (*([self.shared] if self.shared else []), *self.heads)
+
+    def runs_per_image(self, graph: Graph) -> int:
+        """How often an image runs a graph: the extractor for what it is shown, a head for the tiles of its model."""
+        setup = self.setup
+        if graph is self.shared:
+            return 1 if setup.extractor_scope is ExtractorScope.IMAGE else len(setup.locations)
+        return sum(setup.model_of(location) == graph.location for location in setup.locations)
+
+    @property
+    def flops_per_image(self) -> int:
+        """Operations of all graphs over all tiles, multiplications and additions counted apart (2 x MAC)."""
+        return sum(self.runs_per_image(graph) * graph.flops for graph in self.in_running_order)
 
     @property
     def files(self) -> tuple[FileEntry, ...]:

@@ -10,7 +10,6 @@ import click
 from edge_ad.bundle.files import read_bundle
 from edge_ad.bundle.manifest import Graph, Manifest
 from edge_ad.cli.options import json_option, signature_option, write_json, write_table
-from edge_ad.setups import ExtractorScope
 
 
 @click.command("inspect")
@@ -35,9 +34,6 @@ def command(bundle: Path, require_signature: Path | None, json_target: str | Non
 def totals(manifest: Manifest) -> dict[str, Any]:
     """Sizes and cost of the whole: files, graphs' parameters, and the operations of one image over all its tiles."""
     shared, heads = manifest.shared, manifest.heads
-    flops_of = dict(zip(manifest.setup.model_locations, (head.flops for head in heads), strict=True))
-    locations = manifest.setup.locations
-    once = manifest.setup.extractor_scope is ExtractorScope.IMAGE
     return {
         "size_bytes": sum(file.size_bytes for file in manifest.files),
         "shared_bytes": _size_bytes(shared) if shared else 0,
@@ -46,8 +42,7 @@ def totals(manifest: Manifest) -> dict[str, Any]:
         "tiles": len(manifest.setup.grid),
         "models": len(heads),
         "parameters": sum(graph.parameters for graph in manifest.graphs),
-        "flops_per_image": (1 if once else len(locations)) * (shared.flops if shared else 0)
-        + sum(flops_of[manifest.setup.model_of(location)] for location in locations),
+        "flops_per_image": manifest.flops_per_image,
     }
 
 

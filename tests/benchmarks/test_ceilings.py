@@ -7,7 +7,6 @@ from edge_ad.benchmarks.ceilings import (
     ComputeCeiling,
     compare,
     executed_precisions,
-    flops_per_image,
     measure_ceilings,
 )
 from edge_ad.bundle.manifest import Precision
@@ -19,8 +18,8 @@ F32 = ComputeCeiling("f32", 100.0, "test f32")
 
 @pytest.mark.parametrize("sharing", Sharing)
 def test_operations_are_counted_once_per_tile(sharing):
-    assert flops_per_image(make_manifest(sharing=sharing)) == 4 * SHARED_FLOPS + 4 * HEAD_FLOPS
-    assert flops_per_image(make_manifest(sharing=sharing, shared=False)) == 4 * HEAD_FLOPS
+    assert make_manifest(sharing=sharing).flops_per_image == 4 * SHARED_FLOPS + 4 * HEAD_FLOPS
+    assert make_manifest(sharing=sharing, shared=False).flops_per_image == 4 * HEAD_FLOPS
 
 
 def test_quantised_graphs_count_as_int8_and_others_as_what_their_session_reports():
