@@ -18,7 +18,6 @@ import openvino as ov
 from edge_ad.bundle.files import read_manifest
 from edge_ad.bundle.manifest import Graph
 from edge_ad.runtime.processor import bf16_is_slow
-from edge_ad.setups import ExtractorScope
 
 
 def milliseconds(bundle: Path, graph: Graph, runs: int) -> Counter[tuple[str, str]]:
@@ -49,11 +48,10 @@ def milliseconds(bundle: Path, graph: Graph, runs: int) -> Counter[tuple[str, st
 def main(bundle: Path, runs: int, at_least: float) -> None:
     """Print a markdown table."""
     manifest = read_manifest(bundle)
-    setup = manifest.setup
-    tiles = len(setup.locations)
+    tiles = len(manifest.setup.locations)
     times = {"head": (manifest.heads[0], tiles)}
     if manifest.shared:
-        times["extractor"] = (manifest.shared, 1 if setup.extractor_scope is ExtractorScope.IMAGE else tiles)
+        times["extractor"] = (manifest.shared, manifest.runs_per_image(manifest.shared))
     rows = [
         (name, operation, kernel, ms * count)
         for name, (graph, count) in times.items()

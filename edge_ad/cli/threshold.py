@@ -42,7 +42,13 @@ def command(
     the old and the new thresholds reject of the images is told: of the very images that the new ones were fitted on.
     """
     from edge_ad.bundle.files import SIGNATURE_NAME, read_bundle
-    from edge_ad.evaluation.operating_point import RawValues, fit_operating_point, merged_by, write_operating_point
+    from edge_ad.evaluation.operating_point import (
+        fit_operating_point,
+        merged_by,
+        raw_values,
+        rejected,
+        write_operating_point,
+    )
     from edge_ad.evaluation.thresholds import ThresholdRule
     from edge_ad.progress import terminal_progress
     from edge_ad.runtime.detector import open_detector
@@ -59,7 +65,7 @@ def command(
         open_detector(found.path, manifest, precision=ExecutionPrecision.F32) as detector,
         terminal_progress(not obj["quiet"]) as progress,
     ):
-        values = [RawValues.of(detector, paths, pixel_format, progress) for paths in files]
+        values = [raw_values(detector, paths, pixel_format, progress) for paths in files]
         normalisation = fit_operating_point(old.normalisation, rule, *values)
         write_operating_point(found, detector, normalisation, output, overwrite=overwrite)
     compares = manifest.merge == old.merge
@@ -67,8 +73,8 @@ def command(
     rows.append(("tiles' scores", old.merge.score, manifest.merge.score))
     rows.append(("raw threshold", f"{old.normalisation.score.threshold:.4g}", f"{normalisation.score.threshold:.4g}"))
     for what, of in zip(("good rejected", "bad rejected"), values, strict=False):
-        before = f"{of.rejected(old.normalisation)} of {len(of.scores)}" if compares else "-"
-        rows.append((what, before, f"{of.rejected(normalisation)} of {len(of.scores)}"))
+        before = f"{rejected(of, old.normalisation)} of {len(of.scores)}" if compares else "-"
+        rows.append((what, before, f"{rejected(of, normalisation)} of {len(of.scores)}"))
     write_table(rows)
     if (found.path / SIGNATURE_NAME).exists():
         click.echo(f"{output} is not signed: edge-ad sign", err=True)

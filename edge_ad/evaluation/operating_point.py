@@ -8,78 +8,62 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_ad.atomic import staged_folder
 from edge_ad.bundle.files import Bundle, write_manifest
 from edge_ad.bundle.manifest import Manifest, Normalisation, ScoreMerge
 from edge_ad.errors import InputError
-from edge_ad.evaluation.thresholds import fit_scales
+from edge_ad.evaluation.raw_values import RawValues, summary
+from edge_ad.evaluation.thresholds import Statistic
 from edge_ad.imaging import PixelFormat, read_image, resize
 from edge_ad.progress import Progress, no_progress
 from edge_ad.runtime.detector import Detector
 
 
-@dataclass(frozen=True)
-class RawValues:
-    """Raw merged values of n images: scores, and the maximum and median of the map, (n,) each."""
+def raw_values(
+    detector: Detector,
+    paths: Sequence[Path],
+    pixel_format: PixelFormat = PixelFormat(),  # noqa: B008 - frozen
+    progress: Progress = no_progress,
+) -> RawValues:
+    """Run ``detector`` on image files, one at a time.
 
-    scores: NDArray[np.float32]
-    map_maxima: NDArray[np.float32]
-    map_medians: NDArray[np.float32]
+    Raises:
+        UnreadableImageError, PixelFormatError: a file cannot be read.
+        InferenceError and its kinds: see `Detector.raw`.
+    """
+    found = []
+    for index, path in enumerate(paths):
+        raw = detector.raw(resize(read_image(path, pixel_format), detector.image_size)[None])
+        found.append(summary(raw.scores[0], raw.maps[0]))
+        progress(index + 1, len(paths), "images")
+    return RawValues.of(found)
 
-    @classmethod
-    def of(
-        cls,
-        detector: Detector,
-        paths: Sequence[Path],
-        pixel_format: PixelFormat = PixelFormat(),  # noqa: B008 - frozen
-        progress: Progress = no_progress,
-        what: str = "images",
-    ) -> RawValues:
-        """Run ``detector`` on image files, one at a time.
 
-        Raises:
-            UnreadableImageError, PixelFormatError: a file cannot be read.
-            InferenceError and its kinds: see `Detector.raw`.
-        """
-        found = []
-        for index, path in enumerate(paths):
-            image = resize(read_image(path, pixel_format), detector.image_size)
-            raw = detector.raw(image[None])
-            found.append((raw.scores[0], raw.maps[0].max(), np.median(raw.maps[0])))
-            progress(index + 1, len(paths), what)
-        scores, maxima, medians = np.array(found, np.float32).reshape(-1, 3).T
-        return cls(scores, maxima, medians)
-
-    def rejected(self, normalisation: Normalisation) -> int:
-        """How many images are anomalous by these thresholds."""
-        return int((self.scores >= np.float32(normalisation.score.threshold)).sum())
+def rejected(values: RawValues, normalisation: Normalisation) -> int:
+    """How many images are anomalous by these thresholds."""
+    return int((values.scores >= np.float32(normalisation.score.threshold)).sum())
 
 
 def fit_operating_point(old: Normalisation, rule: str, good: RawValues, bad: RawValues | None = None) -> Normalisation:
     """``old`` with the thresholds of score and map by ``rule``; what scales tiles and a global model stays.
 
     Args:
-        rule: see `edge_ad.evaluation.thresholds`.
+        rule: see `edge_ad.evaluation.thresholds`; of all, ``f1`` alone looks at ``bad``.
         good: values of normal images.
-        bad: of defective ones, for the rule ``f1``, which needs them; others do not look at them.
+        bad: of defective ones.
 
     Raises:
         InputError and errors of `ThresholdRule.parse` and `ThresholdRule.fit`.
     """
-    low, told = float(np.median(good.map_medians)), f"{rule} on {len(good.scores)} good images"
-    if rule == "f1" and bad is not None:
-        labels = np.repeat([False, True], [len(good.scores), len(bad.scores)])
-        scores, maxima = (np.concatenate(pair) for pair in zip(_values(good), _values(bad), strict=True))
-        score, map_scale = fit_scales(rule, scores, maxima, low, labels)
+    score, map_scale = good.scales(rule, bad)
+    told = f"{rule} on {len(good.scores)} good images"
+    if rule == Statistic.F1 and bad is not None:
         told += f" and {len(bad.scores)} bad ones"
-    else:
-        score, map_scale = fit_scales(rule, *_values(good), low)
     return replace(old, rule=told, score=score, map=map_scale)
 
 
@@ -114,7 +98,7 @@ def write_operating_point(
     manifest = replace(bundle.manifest, merge=detector.manifest.merge, normalisation=normalisation)
     if manifest.merge != bundle.manifest.merge:
         golden = manifest.golden
-        scores = RawValues.of(detector, [bundle.file(each.file) for each in golden]).scores.tolist()
+        scores = raw_values(detector, [bundle.file(each.file) for each in golden]).scores.tolist()
         scored = (replace(each, raw_score=score) for each, score in zip(golden, scores, strict=True))
         manifest = replace(manifest, golden=tuple(scored))
     with staged_folder(Path(output), overwrite=overwrite) as stage:
@@ -123,7 +107,3 @@ def write_operating_point(
             shutil.copyfile(bundle.file(entry), stage / entry.path)
         write_manifest(stage, manifest)
     return manifest
-
-
-def _values(of: RawValues) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    return of.scores, of.map_maxima

@@ -214,16 +214,6 @@ class EfficientAd(GradientModel):
         self.teacher, self.weights_source = distilled_teacher(size, weights, mirror=mirror)
         self.extractor = self.teacher
 
-    def check_counts(self, images: int, tiles: int) -> None:
-        """See `GradientModel.check_counts`.
-
-        Raises:
-            DataNotFoundError, EmptyDataError: see `photograph_files`.
-        """
-        super().check_counts(images, tiles)
-        if self.photographs:
-            self.photographs.files  # noqa: B018 - raises
-
     def new_head(self) -> EfficientAdHead:
         """See `GradientModel.new_head`."""
         return EfficientAdHead(self.layers, self.tile_size, mirror=self.mirror)

@@ -148,16 +148,6 @@ class EfficientAdAst(AstModel):
         super().__init__(tile_size, backbone, layers, weights, teacher_width, student_width, switches, **training)
         self.photographs = Photographs(Path(penalty_images), tile_size) if penalty_images else None
 
-    def check_counts(self, images: int, tiles: int) -> None:
-        """See `GradientModel.check_counts`.
-
-        Raises:
-            DataNotFoundError, EmptyDataError: see `photograph_files`.
-        """
-        super().check_counts(images, tiles)
-        if self.photographs:
-            self.photographs.files  # noqa: B018 - raises
-
     def new_head(self) -> EfficientAdAstHead:
         """See `GradientModel.new_head`. The order of channels is random too, and part of the head's state."""
         return EfficientAdAstHead(self)

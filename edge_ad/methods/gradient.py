@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from edge_ad.errors import BatchTooLargeError, DivergedError, InputError, TooFewImagesError
 from edge_ad.methods.full_float32 import full_float32
 from edge_ad.methods.head_inputs import HeadInputs
+from edge_ad.methods.photographs import Photographs
 from edge_ad.methods.tile_model import HeadInt8, Losses, TileModel, TileStream
 from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import Size
@@ -92,6 +93,7 @@ class GradientModel(TileModel):
     holds_out: ClassVar[bool] = False  # images to `finish` on, where the schedule keeps the last state
     minimum_held_out: ClassVar[int] = 1  # of those images
     head_int8: ClassVar[HeadInt8] = HeadInt8.QUANTISE
+    photographs: Photographs | None = None  # what a student is not to imitate, where a method takes them
 
     def __init__(
         self,
@@ -155,8 +157,11 @@ class GradientModel(TileModel):
         Raises:
             TooFewImagesError: also where a part of the images would leave fewer than `minimum_held_out`.
             BatchTooLargeError: fewer tiles to train on than a batch.
+            DataNotFoundError, EmptyDataError: no photographs where they are wanted, see `photograph_files`.
         """
         super().check_counts(images, tiles)
+        if self.photographs:
+            self.photographs.files  # noqa: B018 - raises
         if self.holds_out and self._held_out(images) < self.minimum_held_out:
             enough = next(n for n in itertools.count(images) if self._held_out(n) >= self.minimum_held_out)
             raise TooFewImagesError(

@@ -136,7 +136,7 @@ def open_graph(
     if precision is not ExecutionPrecision.AUTO:
         _check_precision(parts, precision)
         config["INFERENCE_PRECISION_HINT"] = str(precision)
-    elif device.partition(":")[0] in ("AUTO", "HETERO", "MULTI") and bf16_is_slow():
+    elif split_device(device)[0] and bf16_is_slow():
         config["DEVICE_PROPERTIES"] = {"CPU": {"INFERENCE_PRECISION_HINT": str(ExecutionPrecision.F32)}}
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_ad.bundle.manifest import Fusion, Normalisation, NormalisationStage, Scale
-from edge_ad.evaluation.thresholds import fit_scales
+from edge_ad.evaluation.raw_values import RawValues, summary
 from edge_ad.progress import Progress, no_progress
 from edge_ad.runtime.detector import Detector
 
@@ -48,9 +47,9 @@ def fit_normalisation(
     found = []
     for index, image in enumerate(images):
         raw = detector.raw(image[None])
-        found.append(_statistics(raw.scores[0], raw.maps[0]))
+        found.append(summary(raw.scores[0], raw.maps[0]))
         progress(index + 1, len(images), "thresholds")
-    score, map_scale = _scales(rule, found)
+    score, map_scale = RawValues.of(found).scales(rule)
     return Normalisation(
         stage, f"{rule} on {len(images)} held-out normal images", score, map_scale, tile_score, tile_map, fusion
     )
@@ -63,10 +62,10 @@ def _fusion(detector: Detector, images: NDArray[np.uint8], rule: str, progress: 
         raw = detector.raw(image[None])
         assert raw.global_scores is not None  # the setup has a global model
         assert raw.global_maps is not None
-        tiles.append(_statistics(raw.scores[0], raw.maps[0]))
-        whole.append(_statistics(raw.global_scores[0], raw.global_maps[0]))
+        tiles.append(summary(raw.scores[0], raw.maps[0]))
+        whole.append(summary(raw.global_scores[0], raw.global_maps[0]))
         progress(index + 1, len(images), "fusion")
-    return Fusion(*_scales(rule, tiles), *_scales(rule, whole))
+    return Fusion(*RawValues.of(tiles).scales(rule), *RawValues.of(whole).scales(rule))
 
 
 def _tile_scales(
@@ -75,20 +74,7 @@ def _tile_scales(
     """Scales of scores and of maps per tile, in grid order."""
     statistics = []  # per image and tile
     for index, image in enumerate(images):
-        statistics.append([_statistics(scores[0], maps[0]) for _, scores, maps in detector.tiles(image[None])])
+        statistics.append([summary(scores[0], maps[0]) for _, scores, maps in detector.tiles(image[None])])
         progress(index + 1, len(images), "thresholds per tile")
-    scales = [_scales(rule, tile) for tile in zip(*statistics, strict=True)]
+    scales = [RawValues.of(tile).scales(rule) for tile in zip(*statistics, strict=True)]
     return tuple(score for score, _ in scales), tuple(map_scale for _, map_scale in scales)
-
-
-_Statistics = tuple[float, float, float]  # of an image or tile: score, map maximum, map median
-
-
-def _statistics(score: np.float32, anomaly_map: NDArray[np.float32]) -> _Statistics:
-    return float(score), float(anomaly_map.max()), float(np.median(anomaly_map))
-
-
-def _scales(rule: str, found: Sequence[_Statistics]) -> tuple[Scale, Scale]:
-    """Scales of scores and of maps."""
-    scores, maxima, medians = np.array(found).T
-    return fit_scales(rule, scores, maxima, float(np.median(medians)))
