@@ -12,15 +12,16 @@ from edge_ad import errors
 from edge_ad.tiling import TileGrid
 
 if TYPE_CHECKING:
-    from edge_ad.runtime.detector import Detector, load
+    from edge_ad.runtime.detector import Detector
     from edge_ad.runtime.faults import FaultPolicy
+    from edge_ad.runtime.loading import load
     from edge_ad.runtime.result import Result, Verdict
 
 __version__ = "0.1.0"
 __all__ = ["Detector", "FaultPolicy", "Result", "TileGrid", "Verdict", "__version__", "errors", "load"]
 
 _LAZY = {
-    "load": "edge_ad.runtime.detector",
+    "load": "edge_ad.runtime.loading",
     "Detector": "edge_ad.runtime.detector",
     "FaultPolicy": "edge_ad.runtime.faults",
     "Result": "edge_ad.runtime.result",

@@ -30,7 +30,8 @@ from edge_ad.imaging import encode_png
 from edge_ad.methods import create_model
 from edge_ad.progress import Progress, no_progress
 from edge_ad.runtime import overlay
-from edge_ad.runtime.detector import Detector, load
+from edge_ad.runtime.detector import Detector
+from edge_ad.runtime.loading import load
 from edge_ad.runtime.predictions import OVERLAYS, predict_files, prepare_output
 from edge_ad.runtime.result import Result
 from edge_ad.runtime.verify import verify_bundle

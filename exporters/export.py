@@ -47,7 +47,7 @@ from edge_ad.exporters.quantisation import calibration_tiles, head_feeds, quanti
 from edge_ad.imaging import encode_png
 from edge_ad.methods.tile_model import Extract, HeadInt8, TileModel, TileStream, location_seed
 from edge_ad.progress import Progress, no_progress
-from edge_ad.runtime.detector import open_detector
+from edge_ad.runtime.loading import open_detector
 from edge_ad.runtime.session import ExecutionPrecision, Session
 from edge_ad.runtime.sessions import open_session
 from edge_ad.tiling import FeatureAxes, Location

@@ -30,7 +30,7 @@ import edge_ad
 from edge_ad.bundle.files import read_bundle, sign_bundle
 from edge_ad.bundle.manifest import Format
 from edge_ad.errors import BundleError
-from edge_ad.runtime import detector
+from edge_ad.runtime import loading
 
 BLOCK_BYTES = 4096
 SAMPLES = 64  # evenly spaced bytes of a file, first and last among them
@@ -92,7 +92,7 @@ def main() -> None:
             bundles = [write_tiny_bundle(folder / kind, graph_format=kind) for kind in Format]
         for bundle in bundles:
             sign_bundle(bundle, private)
-            with mock.patch.object(detector, "open_session"), mock.patch.object(detector, "Detector"):
+            with mock.patch.object(loading, "open_session"), mock.patch.object(loading, "Detector"):
                 total += tamper(bundle, public, options.every_block)
     unnoticed = total.pop("unnoticed", 0)
     kinds = ", ".join(f"{count} {kind}" for kind, count in total.most_common())

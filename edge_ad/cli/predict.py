@@ -9,7 +9,7 @@ import click
 from edge_ad.cli.options import alpha_option, bits_option, device_option, precision_option, signature_option
 from edge_ad.errors import EdgeAdError, GateError
 from edge_ad.imaging import Alpha, PixelFormat
-from edge_ad.runtime.detector import load
+from edge_ad.runtime.loading import load
 from edge_ad.runtime.predictions import RESULTS, named_images, predict_files, prepare_output
 
 

@@ -51,7 +51,7 @@ def command(
     )
     from edge_ad.evaluation.thresholds import ThresholdRule
     from edge_ad.progress import terminal_progress
-    from edge_ad.runtime.detector import open_detector
+    from edge_ad.runtime.loading import open_detector
     from edge_ad.runtime.predictions import named_images
     from edge_ad.runtime.session import ExecutionPrecision
 

@@ -8,7 +8,7 @@ import click
 
 from edge_ad.bundle.files import read_bundle
 from edge_ad.cli.options import device_option, precision_option, signature_option, write_table
-from edge_ad.runtime.detector import open_detector
+from edge_ad.runtime.loading import open_detector
 from edge_ad.runtime.session import ExecutionPrecision
 from edge_ad.runtime.verify import verify_bundle
 

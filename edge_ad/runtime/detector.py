@@ -5,24 +5,17 @@ Symbols: B batch, H, W image size, h, w tile size, T tiles.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from functools import partial
-from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ad.bundle.files import check_unchanged, read_bundle
-from edge_ad.bundle.graph_reader import GraphReader
-from edge_ad.bundle.manifest import Graph, Manifest, Normalisation, NormalisationStage, ScoreMerge
+from edge_ad.bundle.manifest import Manifest, Normalisation, NormalisationStage, ScoreMerge
 from edge_ad.errors import (
     DetectorClosedError,
     ForkedError,
@@ -30,9 +23,9 @@ from edge_ad.errors import (
     InferenceError,
     InputError,
     NonFiniteOutputError,
-    UnsupportedPrecisionError,
 )
 from edge_ad.imaging import Color, resize, to_rgb
+from edge_ad.records import from_plain
 from edge_ad.runtime.background import Drop
 from edge_ad.runtime.capture import Source, check_source
 from edge_ad.runtime.faults import Action, FaultPolicy, Ledger, Stats
@@ -40,20 +33,13 @@ from edge_ad.runtime.feature_windows import FeatureWindows
 from edge_ad.runtime.fusion import fuse_maps, fuse_scores
 from edge_ad.runtime.graphs import check_graphs
 from edge_ad.runtime.normalisation import normalise, rescale
-from edge_ad.runtime.residency import open_in_turns, parse_bytes, turn_takers
 from edge_ad.runtime.result import Result
 from edge_ad.runtime.seams import SeamSmoother
-from edge_ad.runtime.session import ExecutionPrecision, Session
-from edge_ad.runtime.sessions import open_session
+from edge_ad.runtime.session import Session
 from edge_ad.runtime.stopwatch import Stopwatch
 from edge_ad.runtime.stream import StreamOptions, run_stream
-from edge_ad.runtime.verify import verify_bundle
 from edge_ad.setups import ExtractorScope
 from edge_ad.tiling import WHOLE, Location, MapMerger, Size
-
-Choice = TypeVar("Choice", bound=StrEnum)
-SIGNATURE_VARIABLE = "EDGE_AD_REQUIRE_SIGNATURE"
-_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +63,7 @@ class RawResult:
 
 
 class Detector:
-    """Runs a bundle's graphs on frames. Make one with `load`.
+    """Runs a bundle's graphs on frames. Make one with `edge_ad.load`.
 
     Safe to use from several threads: a lock lets one call run at a time. For parallel work load one per thread. It
     cannot be taken to another process, by fork or by pickle: load one there.
@@ -275,7 +261,7 @@ class Detector:
             raise InputError("standby: expected a detector where the policy falls back, and none where it does not")
         if standby is not None and standby.manifest != self.manifest:
             raise InputError("standby: expected a detector of the same bundle and thresholds")
-        options = StreamOptions(color, bits, _choice(Drop, drop), queue_size, policy, standby)
+        options = StreamOptions(color, bits, from_plain(Drop, drop, "drop"), queue_size, policy, standby)
         return run_stream(self, source, options, self._ledger)
 
     def stats(self) -> Stats:
@@ -459,135 +445,3 @@ class Detector:
             raise FrameError(
                 f"expected 1 to {self.batch_size} images uint8 of {expected}, but got {images.dtype} {images.shape}"
             )
-
-
-def load(
-    bundle: str | Path,
-    device: str = "CPU",
-    *,
-    precision: ExecutionPrecision | str = ExecutionPrecision.AUTO,
-    batch_size: int = 1,
-    threads: int | None = None,
-    cache_dir: str | Path | None = None,
-    require_signature: str | Path | None = None,
-    self_test: bool = False,
-    memory_budget: int | str | None = None,
-) -> Detector:
-    """Open a bundle on a device. Every file is checked against the manifest first.
-
-    Args:
-        bundle: the bundle's folder.
-        device: see `edge_ad.runtime.devices`.
-        precision: the float parts are executed in. ``"auto"``: the device's default, where that is no slower than f32
-            (`edge_ad.runtime.processor`), but f32 for the graphs whose numbers bear no less (`Graph.keep_f32`), unless
-            the device has none, which is logged. Anything else holds for every graph.
-        batch_size: images per call of `Detector.raw`. One frame at a time, as calls and streams take them, costs as
-            much as a whole batch: leave it at 1 for those.
-        threads, cache_dir: see `edge_ad.runtime.sessions.open_session`.
-        require_signature: file of the Ed25519 public key (PEM) by which the bundle must be signed (``edge-ad sign``);
-            that of the environment's EDGE_AD_REQUIRE_SIGNATURE where None, so that a line requires it once for all.
-        self_test: run the golden images first, and compare their scores with the exporter's: see `verify_bundle`.
-        memory_budget: bytes, or a size such as ``"300MB"``, for extractor and heads: heads that do not fit are read
-            from a file in ``cache_dir``, else in the system's folder for temporary files, or opened when their turn
-            comes; see `edge_ad.runtime.residency`. All stay loaded where None.
-
-    Raises:
-        BundleError: the bundle is not whole or was changed; or not signed as required; see `read_bundle` for its kinds.
-        SigningKeyError, ExtraMissingError: the signature cannot be checked.
-        EngineMissingError, DeviceNotFoundError, DeviceFallbackError, UnsupportedPrecisionError: cannot run here.
-        InputError: an argument is out of range.
-        InferenceError: the engine cannot read or compile a graph.
-        VerificationError: the device computes something else than the exporter's, or there is no golden image.
-        OutputWriteError: no room for the heads that a memory budget keeps aside.
-    """
-    required = require_signature or os.environ.get(SIGNATURE_VARIABLE)
-    key = Path(required) if required else None
-    found = read_bundle(bundle, check_hashes=False, require_signature=key)
-    check_unchanged(found.path, [golden.file for golden in found.manifest.golden])  # the graphs: where they are read
-    detector = open_detector(
-        found.path,
-        found.manifest,
-        device,
-        precision=_choice(ExecutionPrecision, precision),
-        batch_size=batch_size,
-        threads=threads,
-        cache_dir=None if cache_dir is None else Path(cache_dir),
-        memory_budget=memory_budget,
-    )
-    if self_test:
-        try:
-            verify_bundle(detector, found)
-        except BaseException:
-            detector.close()
-            raise
-    return detector
-
-
-def open_detector(
-    path: Path,
-    manifest: Manifest,
-    device: str = "CPU",
-    *,
-    precision: ExecutionPrecision = ExecutionPrecision.AUTO,
-    batch_size: int = 1,
-    threads: int | None = None,
-    cache_dir: Path | None = None,
-    memory_budget: int | str | None = None,
-) -> Detector:
-    """`load` without the checks of the bundle as a whole: ``manifest``'s graphs as they lie in the folder ``path``.
-
-    A graph is read into memory, compared with its hash and compiled from there; the next one is read meanwhile, but not
-    under a memory budget.
-    """
-    reader = GraphReader(path, manifest, ahead=memory_budget is None)
-    without_f32: dict[str, str] = {}
-
-    def session(graph: Graph, like: Session | None = None, aside: bool = False) -> Session:
-        opened = partial(
-            open_session,
-            reader.read(graph),
-            manifest.format,
-            device,
-            batch_size=batch_size,
-            threads=threads,
-            cache_dir=cache_dir,
-            like=like,
-            aside=aside,
-        )
-        if not graph.keep_f32 or precision is not ExecutionPrecision.AUTO:
-            return opened(precision=precision)
-        try:
-            return opened(precision=ExecutionPrecision.F32)
-        except UnsupportedPrecisionError:  # an NPU has none
-            found = opened(precision=precision)
-            without_f32.setdefault(found.device, found.precision)
-            return found
-
-    first: Session | None = None
-
-    def head_session(graph: Graph, aside: bool) -> Session:
-        nonlocal first
-        opened = session(graph, first, aside)
-        first = first or opened
-        return opened
-
-    takers = [] if memory_budget is None else turn_takers(manifest.shared, manifest.heads, parse_bytes(memory_budget))
-    with reader, ExitStack() as opened:  # closes what was opened where a later graph cannot be
-        shared = session(manifest.shared) if manifest.shared else None
-        if shared:
-            opened.callback(shared.close)
-        heads = open_in_turns([partial(head_session, graph) for graph in manifest.heads], takers)
-        for head in heads:
-            opened.callback(head.close)
-        detector = Detector(manifest, shared, heads, batch_size=batch_size)
-        opened.pop_all()
-    for name, instead in without_f32.items():
-        _LOGGER.warning("%s has no f32 for graphs that rank best in it; they execute in %s", name, instead)
-    return detector
-
-
-def _choice(kind: type[Choice], value: str) -> Choice:
-    try:
-        return kind(value)
-    except ValueError as error:
-        raise InputError(f"expected one of {', '.join(kind)}, but got {value!r}") from error

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from edge_ad.bundle.files import Bundle
 from edge_ad.bundle.manifest import Golden
 from edge_ad.errors import VerificationError
 from edge_ad.imaging import read_image
-
-if TYPE_CHECKING:
-    from edge_ad.runtime.detector import Detector
+from edge_ad.runtime.detector import Detector
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,9 @@ from edge_ad.errors import (
     UnsupportedPrecisionError,
 )
 from edge_ad.imaging import resize
-from edge_ad.runtime import detector as detector_module
-from edge_ad.runtime.detector import Detector, open_detector
+from edge_ad.runtime import loading
+from edge_ad.runtime.detector import Detector
+from edge_ad.runtime.loading import open_detector
 from edge_ad.runtime.session import ExecutionPrecision, TensorSpec
 from edge_ad.setups import Sharing
 
@@ -441,7 +442,7 @@ def test_heads_keep_f32_unless_told_otherwise(
         locations = {at.name: at for at in tiny_setup().model_locations}
         return FakeSession((23, 29), locations.get(Path(graph.name).stem), batch_size)
 
-    monkeypatch.setattr(detector_module, "open_session", open_fake)
+    monkeypatch.setattr(loading, "open_session", open_fake)
     edge_ad.load(tiny_bundle(), precision=precision)
     assert asked == expected
 
@@ -461,7 +462,7 @@ def test_a_device_without_f32_runs_its_own_default_and_says_so(
         session.device, session.precision = device, "f16"
         return session
 
-    monkeypatch.setattr(detector_module, "open_session", open_fake)
+    monkeypatch.setattr(loading, "open_session", open_fake)
     bundle = tiny_bundle()
     assert edge_ad.load(bundle, "NPU").precision == "f16"
     (record,) = caplog.records
@@ -479,7 +480,7 @@ def test_a_failed_load_closes_what_it_opened(tiny_bundle: Write, monkeypatch: py
         opened.append(FakeSession((23, 29), None))
         return opened[-1]
 
-    monkeypatch.setattr(detector_module, "open_session", open_fake)
+    monkeypatch.setattr(loading, "open_session", open_fake)
     with pytest.raises(InferenceError, match="disk on fire"):
         edge_ad.load(tiny_bundle())
     assert [session.closed for session in opened] == [True] * 3

@@ -551,7 +551,7 @@ def test_counts_from_many_threads() -> None:
 
 def test_a_device_that_computes_garbage_is_caught(tiny_bundle: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """The third head answers with the gain of another one, as after a driver's bug: scores shift, nothing raises."""
-    from edge_ad.runtime import detector as detector_module
+    from edge_ad.runtime import loading
 
     opened: list[FakeSession] = []
 
@@ -562,7 +562,7 @@ def test_a_device_that_computes_garbage_is_caught(tiny_bundle: Write, monkeypatc
         opened.append(FakeSession(SETUP.tile_size, SETUP.model_locations[3] if garbage else location, batch_size))
         return opened[-1]
 
-    monkeypatch.setattr(detector_module, "open_session", open_fake)
+    monkeypatch.setattr(loading, "open_session", open_fake)
     bundle = tiny_bundle()
     is_broken = False
     edge_ad.load(bundle, self_test=True)
