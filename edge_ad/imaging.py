@@ -41,11 +41,22 @@ MAX_SCANNED_PIXELS = 2**32  # of a JPEG in several passes: some ten seconds
 
 
 class Color(StrEnum):
-    """Channel order of a frame."""
+    """Channel order of a frame. An alpha channel is dropped."""
 
     RGB = "rgb"
     BGR = "bgr"
     MONO = "mono"
+    RGBA = "rgba"
+    BGRA = "bgra"
+
+
+_CHANNELS = {Color.RGB: 3, Color.BGR: 3, Color.MONO: 1, Color.RGBA: 4, Color.BGRA: 4}
+_TO_RGB = {
+    Color.BGR: cv2.COLOR_BGR2RGB,
+    Color.MONO: cv2.COLOR_GRAY2RGB,
+    Color.RGBA: cv2.COLOR_RGBA2RGB,
+    Color.BGRA: cv2.COLOR_BGRA2RGB,
+}
 
 
 class Alpha(StrEnum):
@@ -112,9 +123,9 @@ def to_rgb(frame: NDArray[Any], color: Color | str, bits: int | None = None) -> 
     """A camera frame as uint8 (H, W, 3) RGB; the frame itself where it is that already.
 
     Args:
-        frame: uint8 or uint16, (H, W, 3), or (H, W) for mono.
+        frame: uint8 or uint16, (H, W, 3); with alpha (H, W, 4); for mono (H, W) or (H, W, 1).
         color: its channel order.
-        bits: significant bits of a uint16 frame (10, 12, 14, 16).
+        bits: significant bits of a uint16 frame (10, 12, 14, 16). Of its colours: alpha is not looked at.
 
     Raises:
         ColorError: unknown colour order.
@@ -124,14 +135,16 @@ def to_rgb(frame: NDArray[Any], color: Color | str, bits: int | None = None) -> 
         raise ColorError(f"unknown color {color!r}; expected one of {', '.join(Color)}")
     if not isinstance(frame, np.ndarray):
         raise FrameError(f"expected a numpy array, but got {type(frame).__name__}")
-    expected = 2 if color == Color.MONO else 3
-    if frame.ndim != expected or (expected == 3 and frame.shape[2] != 3) or 0 in frame.shape:
-        shape = "(height, width)" if expected == 2 else "(height, width, 3)"
+    color = Color(color)
+    channels = _CHANNELS[color]
+    fits = frame.shape[2:] == (channels,) or (channels == 1 and frame.ndim == 2)
+    if not fits or 0 in frame.shape:
+        shape = "(height, width)" if channels == 1 else f"(height, width, {channels})"
         raise FrameError(f"expected a frame {shape} for color {str(color)!r}, but got shape {frame.shape}")
+    if channels == 4 and frame.dtype != np.uint8:  # opacity fills its 16 bits, whatever ``bits`` says of colours
+        frame, color = frame[:, :, :3], Color(color[:3])
     eight = to_uint8(frame, bits)
-    if color == Color.MONO:
-        return _convert(eight, cv2.COLOR_GRAY2RGB)
-    return eight if color == Color.RGB else _convert(eight, cv2.COLOR_BGR2RGB)
+    return eight if color == Color.RGB else _convert(eight, _TO_RGB[color])
 
 
 def to_uint8(pixels: NDArray[Any], bits: int | None) -> NDArray[np.uint8]:
@@ -149,9 +162,8 @@ def to_uint8(pixels: NDArray[Any], bits: int | None) -> NDArray[np.uint8]:
     largest = 2**bits - 1
     if int(pixels.max(initial=0)) > largest:
         raise FrameError(f"a pixel of {int(pixels.max())} exceeds the declared {bits} bits; declare more bits")
-    table: NDArray[np.uint8] = np.round(np.arange(largest + 1) * (255 / largest)).astype(np.uint8)
-    eight: NDArray[np.uint8] = table[pixels]
-    return eight
+    eight: NDArray[Any] = cv2.convertScaleAbs(pixels, alpha=255 / largest)
+    return eight.reshape(pixels.shape)  # OpenCV drops a single channel
 
 
 def resize(image: NDArray[Any], size: Size) -> NDArray[Any]:

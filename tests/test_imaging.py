@@ -28,6 +28,7 @@ from edge_ad.imaging import (
     resize_map,
     resize_mask,
     to_rgb,
+    to_uint8,
     write_png,
 )
 
@@ -314,7 +315,21 @@ def test_frames_of_every_colour_and_depth(bits):
     expected = frame if bits is None else eight_bits(frame, bits)
     np.testing.assert_array_equal(to_rgb(frame, "rgb", bits), expected)
     np.testing.assert_array_equal(to_rgb(frame, "bgr", bits), expected[..., ::-1])
-    np.testing.assert_array_equal(to_rgb(frame[..., 1], "mono", bits), expected[..., 1:2].repeat(3, axis=2))
+    grey = expected[..., 1:2].repeat(3, axis=2)
+    np.testing.assert_array_equal(to_rgb(frame[..., 1], "mono", bits), grey)
+    np.testing.assert_array_equal(to_rgb(frame[..., 1:2], "mono", bits), grey)
+    opacity = np.full((HEIGHT, WIDTH, 1), np.iinfo(dtype).max, dtype)  # beyond the declared bits
+    with_alpha = np.concatenate([frame, opacity - noise(HEIGHT, WIDTH, 1)], axis=2)
+    np.testing.assert_array_equal(to_rgb(with_alpha, "rgba", bits), expected)
+    np.testing.assert_array_equal(to_rgb(with_alpha, "bgra", bits), expected[..., ::-1])
+
+
+@pytest.mark.parametrize("bits", range(8, 17))
+def test_every_value_of_every_depth_is_scaled_and_rounded(bits):
+    values = np.arange(2**bits, dtype=np.uint16)
+    expected = np.round(values * (255 / (2**bits - 1)))
+    for shape in ((1, -1), (-1, 1), (-1, 4, 1), (-1, 4)):  # what OpenCV does by vectors, and at their ends
+        np.testing.assert_array_equal(to_uint8(values.reshape(shape), bits), expected.reshape(shape))
 
 
 def test_crops_and_mirrored_frames():
@@ -329,6 +344,8 @@ def test_crops_and_mirrored_frames():
         (noise(5, 7), "rgb", None, r"expected a frame \(height, width, 3\) for color 'rgb', but got shape \(5, 7\)"),
         (noise(5, 7, 4), "bgr", None, r"for color 'bgr', but got shape \(5, 7, 4\)"),
         (noise(5, 7, 3), "mono", None, r"expected a frame \(height, width\) for color 'mono'"),
+        (noise(5), "mono", None, r"for color 'mono', but got shape \(5,\)"),
+        (noise(5, 7, 3), "bgra", None, r"expected a frame \(height, width, 4\) for color 'bgra'"),
         (noise(1, 5, 7, 3), "rgb", None, r"got shape \(1, 5, 7, 3\)"),
         (np.zeros((0, 7, 3), np.uint8), "rgb", None, r"got shape \(0, 7, 3\)"),
         (np.zeros((5, 7, 3), np.float32), "rgb", None, "expected uint8 or uint16 pixels, but got float32"),
@@ -344,9 +361,9 @@ def test_a_frame_that_is_not_what_was_declared(frame, color, bits, message):
         to_rgb(frame, color, bits)
 
 
-@pytest.mark.parametrize("color", ["RGB", "rgba", "", None])
+@pytest.mark.parametrize("color", ["RGB", "argb", "", None])
 def test_an_unknown_colour(color):
-    with pytest.raises(ColorError, match=r"unknown color .*; expected one of rgb, bgr, mono"):
+    with pytest.raises(ColorError, match=r"unknown color .*; expected one of rgb, bgr, mono, rgba, bgra"):
         to_rgb(noise(5, 7, 3), color)
 
 

@@ -148,9 +148,10 @@ class Detector:
         """Inspect one frame.
 
         Args:
-            frame: (height, width, 3), or (height, width) for ``color="mono"``; uint8, or uint16 with ``bits``. Any
-                size: it is resized to `image_size`.
-            color: ``"rgb"``, ``"bgr"`` (OpenCV) or ``"mono"``. Declared, never guessed.
+            frame: (height, width, 3); with alpha (height, width, 4); for mono (height, width) or (height, width, 1).
+                uint8, or uint16 with ``bits``. Any size: it is resized to `image_size`.
+            color: ``"rgb"``, ``"bgr"`` (OpenCV), ``"mono"``; ``"rgba"`` or ``"bgra"``, whose alpha is dropped.
+                Declared, never guessed.
             bits: significant bits of a uint16 frame (10, 12, 16).
             frame_id: passed into the result.
 
