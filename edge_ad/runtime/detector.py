@@ -157,7 +157,8 @@ class Detector:
 
         Raises:
             FrameError, ColorError: the frame is not what was declared.
-            InferenceError: the engine failed; its kinds: `NonFiniteOutputError`, `DetectorClosedError`, `ForkedError`.
+            InferenceError: the engine failed, or the bundle's folder is gone and a memory budget makes heads take
+                turns; its kinds: `NonFiniteOutputError`, `DetectorClosedError`, `ForkedError`.
         """
         watch = Stopwatch()
         return self.conclude(self.infer(frame, color=color, bits=bits, watch=watch), frame, watch, frame_id)

@@ -16,7 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edge_ad.bundle.manifest import Graph
-from edge_ad.errors import InferenceError, InputError
+from edge_ad.errors import EdgeAdError, InferenceError, InputError
 from edge_ad.runtime.session import Handle, Session
 
 # Bytes needed per byte of a graph's files, while it is compiled too. Measured on an int8 PaDiM ensemble in bf16: 2.2
@@ -35,7 +35,7 @@ def parse_bytes(budget: int | str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB|)", str(budget).strip().upper())
     if not match:
         raise InputError(f"memory_budget: expected bytes, or a size such as '300MB' or '1.5GB', but got {budget!r}")
-    return int(float(match[1]) * _UNITS[match[2]])
+    return round(float(match[1]) * _UNITS[match[2]])
 
 
 def loaded_bytes(graph: Graph) -> int:
@@ -49,7 +49,7 @@ def turn_takers(shared: Graph | None, heads: Sequence[Graph], budget_bytes: int)
     Two of them are loaded at a time. They are spread evenly: while those between them run, the next one is opened.
 
     Raises:
-        InputError: the budget is smaller than the extractor and two heads.
+        InputError: the budget is smaller than the extractor and two heads, or the only one.
     """
     base = loaded_bytes(shared) if shared else 0
     each = max(loaded_bytes(head) for head in heads)  # heads of one bundle differ little
@@ -57,9 +57,11 @@ def turn_takers(shared: Graph | None, heads: Sequence[Graph], budget_bytes: int)
         return []
     pinned = (budget_bytes - base) // each - 2
     if pinned < 0:
+        least = base + min(2, len(heads)) * each
         raise InputError(
-            f"memory_budget: {budget_bytes / 1e6:.1f} MB hold not even the extractor and two heads; "
-            f"the least that works here is {(base + 2 * each) / 1e6:.1f} MB"
+            f"memory_budget: {budget_bytes // 10**5 / 10} MB hold not even the extractor and "
+            f"{'two heads' if len(heads) > 1 else 'its head'}; "
+            f"the least that works here is {-(-least // 10**5) / 10} MB"  # rounded up: it is typed back
         )
     takers = len(heads) - pinned
     return [index * len(heads) // takers for index in range(takers)]
@@ -157,7 +159,7 @@ def open_in_turns(openers: Sequence[Opener], takers: Sequence[int]) -> list[Sess
         for index, opener in enumerate(openers):
             session = opener(index in takers)
             if index in takers and not session.aside:
-                turns.append(partial(opener, True))
+                turns.append(partial(_open_again, opener))
                 session = SlotSession(slot, len(turns) - 1, session)
             sessions.append(session)
     except BaseException:
@@ -165,6 +167,16 @@ def open_in_turns(openers: Sequence[Opener], takers: Sequence[int]) -> list[Sess
             session.close()
         raise
     return sessions
+
+
+def _open_again(opener: Opener) -> Session:
+    """A head for its turn. Whatever keeps it from that, a bundle that is gone for instance, is an `InferenceError`:
+    of a line that runs it is a fault, no longer a wrong argument.
+    """
+    try:
+        return opener(True)
+    except EdgeAdError as error:
+        raise InferenceError(str(error)) from error
 
 
 def _discard(opening: Future[Session]) -> None:

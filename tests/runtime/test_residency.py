@@ -18,6 +18,7 @@ from edge_ad.bundle.files import read_bundle
 from edge_ad.bundle.manifest import FileEntry, Format, Graph, Precision, Role
 from edge_ad.errors import InferenceError, InputError
 from edge_ad.runtime.detector import Detector
+from edge_ad.runtime.faults import Fault, FaultPolicy
 from edge_ad.runtime.residency import LOADED_PER_STORED, Opener, loaded_bytes, open_in_turns, parse_bytes, turn_takers
 
 Write = Callable[..., Path]
@@ -40,7 +41,7 @@ def test_takers_by_hand() -> None:
     assert turn_takers(shared, heads, 759) == [0, 3, 6]  # six stay, two places for the other three
     assert turn_takers(shared, heads, 520) == [0, 1, 3, 5, 7]  # four stay
     assert turn_takers(shared, heads, 200) == [*range(9)]  # none: the two places alone
-    with pytest.raises(InputError, match=r"the least that works here is 0.0 MB"):
+    with pytest.raises(InputError, match=r"hold not even the extractor and two heads; the least that works"):
         turn_takers(shared, heads, 199)
     assert turn_takers(None, heads, 160) == [*range(9)]
 
@@ -50,8 +51,9 @@ def test_the_budget_holds_what_stays_and_two_more(count: int, shared: int, head:
     graph, heads = _graph(shared), [_graph(head)] * count
     try:
         takers = turn_takers(graph, heads, budget)
-    except InputError:
-        assert budget < LOADED_PER_STORED * (shared + 2 * head)
+    except InputError as error:
+        assert budget < LOADED_PER_STORED * (shared + min(2, count) * head)
+        turn_takers(graph, heads, parse_bytes(str(error).split(" is ")[1]))  # what it names, typed back
         return
     loaded = count - len(takers) + (2 if takers else 0)
     assert loaded_bytes(graph) + loaded * loaded_bytes(heads[0]) <= budget
@@ -158,6 +160,37 @@ def test_a_budget_for_a_bundle(tiny_bundle: Write, graph_format: Format) -> None
                 np.testing.assert_array_equal(result.raw_map, expected)
     with pytest.raises(InputError, match=r"memory_budget: .* hold not even the extractor and two heads; the least"):
         edge_ad.load(bundle, memory_budget=least - 1)
+
+
+@pytest.mark.parametrize("tenths", [3, 29, 41, 333, 5803])
+def test_the_least_budget_is_rounded_up_and_read_back_exactly(tenths: int) -> None:
+    """From one tenth of a megabyte to the next, the least is the next."""
+    for stored in (tenths * 25_000, tenths * 25_000 - 24_999):
+        with pytest.raises(InputError, match=rf"hold not even the extractor and its head; .* is {tenths / 10} MB$"):
+            turn_takers(None, [_graph(stored)], 0)
+    assert parse_bytes(f"{tenths / 10} MB") == tenths * 100_000
+
+
+@pytest.mark.parametrize("action", ["raise", "report", "fall_back"])
+def test_a_bundle_that_is_gone_is_a_fault_of_the_engine(tiny_bundle: Write, tmp_path: Path, action: str) -> None:
+    bundle = tiny_bundle(graph_format=Format.ONNX)
+    manifest = read_bundle(bundle).manifest
+    assert manifest.shared is not None
+    least = loaded_bytes(manifest.shared) + 2 * max(loaded_bytes(head) for head in manifest.heads)
+    frames = [some_image(manifest.setup)] * 2
+    policy = FaultPolicy(inference=action)
+    with edge_ad.load(bundle, memory_budget=least) as detector, edge_ad.load(bundle) as standby:
+        bundle.rename(tmp_path / "elsewhere")
+        with pytest.raises(InferenceError, match="cannot be read: No such file or directory; copy the bundle anew"):
+            detector(frames[0], color="rgb")
+        stream = detector.stream(frames, color="rgb", policy=policy, standby=standby if "fall" in action else None)
+        if action == "raise":
+            with pytest.raises(InferenceError, match="cannot be read"):
+                list(stream)
+        else:
+            results = list(stream)
+            assert [result.fault for result in results] == [Fault.INFERENCE] * 2
+            assert [result.verdict == "error" for result in results] == [action == "report"] * 2
 
 
 def test_one_head_for_all_tiles_takes_no_turns() -> None:
