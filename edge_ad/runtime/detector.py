@@ -215,16 +215,19 @@ class Detector:
         watch = Stopwatch()
         return self._finish(self._merge_tiles(images, watch), watch)
 
-    def tiles(self, images: NDArray[np.uint8]) -> Iterator[tuple[Location, NDArray[np.float32], NDArray[np.float32]]]:
-        """Per tile its location, scores (B,) and maps (B, h, w) as the model gave them: views, valid for that step.
+    def tiles(self, images: NDArray[np.uint8]) -> list[tuple[Location, NDArray[np.float32], NDArray[np.float32]]]:
+        """Per tile, in grid order, its location, scores (B,) and maps (B, h, w) as the model gave them: copies.
 
         Args and errors as in `raw`.
         """
         self._check_process()
+        count = len(images)
+        found = []
         with self._lock:
             for location, scores, maps in self._run_tiles(images, Stopwatch()):
-                self._check_finite(maps[: len(images)], location)
-                yield location, scores[: len(images)], maps[: len(images)]
+                self._check_finite(maps[:count], location)
+                found.append((location, scores[:count].copy(), maps[:count].copy()))
+        return found
 
     def stream(
         self,

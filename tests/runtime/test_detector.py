@@ -194,6 +194,19 @@ def test_tiles_come_unmerged_and_unscaled() -> None:
     assert tuple(seen) == manifest.setup.grid.locations
 
 
+def test_tiles_belong_to_the_caller_and_do_not_hold_the_detector() -> None:
+    detector = fake_detector(_tile_manifest())
+    image = some_image(detector.manifest.setup)[None]
+    tiles = iter(detector.tiles(image))
+    _, scores, maps = next(tiles)  # the others may be asked for whenever the caller likes
+    assert scores.flags.owndata
+    assert maps.flags.owndata
+    other = threading.Thread(target=detector.raw, args=(image,), daemon=True)
+    other.start()
+    other.join(5)
+    assert not other.is_alive()
+
+
 # --- one frame ----------------------------------------------------------------------------------------------------
 
 
@@ -320,7 +333,7 @@ def test_numbers_that_are_none_name_the_tiles_that_cover_the_pixel() -> None:
     with pytest.raises(InferenceError, match=r"tile r00_c00 or r00_c01 or r01_c00 or r01_c01: the model gave NaN"):
         detector.raw(some_image(manifest.setup)[None])
     with pytest.raises(InferenceError, match=r"tile r01_c01: the model gave NaN"):
-        list(detector.tiles(some_image(manifest.setup)[None]))
+        detector.tiles(some_image(manifest.setup)[None])
 
 
 def test_closed() -> None:
