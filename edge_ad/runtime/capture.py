@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from edge_ad.errors import InputError, NoFrameError, SourceError
@@ -20,7 +21,7 @@ _NO_FRAME_PAUSE_S = 0.005  # a camera that gives None without waiting must not k
 
 
 class Captured(NamedTuple):
-    """A frame as the source gave it."""
+    """A frame of the source."""
 
     frame_id: int  # from 0, frames that are dropped or skipped included
     frame: NDArray[Any]
@@ -33,7 +34,9 @@ def check_source(source: Source, policy: FaultPolicy) -> None:
         raise InputError("reopen: expected a callable that opens the source, such as lambda: frames('rtsp://...')")
 
 
-def capture(source: Source, policy: FaultPolicy, ledger: Ledger, stopped: threading.Event) -> Generator[Captured]:
+def capture(
+    source: Source, policy: FaultPolicy, ledger: Ledger, stopped: threading.Event, *, copy: bool = True
+) -> Generator[Captured]:
     """Number and time the frames of ``source``; answer what it does wrong by ``policy``.
 
     A source that never gave a frame is not opened again: its name is more likely wrong than its cable.
@@ -43,6 +46,7 @@ def capture(source: Source, policy: FaultPolicy, ledger: Ledger, stopped: thread
         policy: of it `Fault.NO_FRAME`, `Fault.SOURCE` and the pauses.
         ledger: counts and logs.
         stopped: ends a pause, and with it the frames.
+        copy: see `Detector.stream`.
 
     Raises:
         NoFrameError: the source gave None.
@@ -58,7 +62,9 @@ def capture(source: Source, policy: FaultPolicy, ledger: Ledger, stopped: thread
                 for frame in frames:
                     if frame is not None:
                         ledger.count("captured")
-                        yield Captured(frame_id, frame, Stopwatch())
+                        watch = Stopwatch()
+                        is_borrowed = copy and isinstance(frame, np.ndarray)
+                        yield Captured(frame_id, frame.copy() if is_borrowed else frame, watch)
                         frame_id, attempt = frame_id + 1, 0
                         continue
                     message = f"the source gave None after {frame_id} frames; is the camera still connected?"
@@ -89,13 +95,13 @@ def capture(source: Source, policy: FaultPolicy, ledger: Ledger, stopped: thread
 
 
 def _opened(source: Source) -> Generator[NDArray[Any] | None]:
-    """The frames of ``source``. What was opened here is closed here: a camera must be free before it opens again."""
-    if not callable(source):
-        yield from source
-        return
-    frames = source()
+    """The frames of ``source``. What was opened here is closed here, for a camera must be free before it opens again;
+    what was given is its owner's to close.
+    """
+    frames = source() if callable(source) else source
     try:
-        yield from frames
+        for frame in frames:  # noqa: UP028 - `yield from` closes what it reads from
+            yield frame
     finally:
-        if hasattr(frames, "close"):
+        if callable(source) and hasattr(frames, "close"):
             frames.close()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge_ad.bundle.manifest import Manifest, Normalisation, NormalisationStage, ScoreMerge
 from edge_ad.errors import (
+    ColorError,
     DetectorClosedError,
     ForkedError,
     FrameError,
@@ -237,18 +238,21 @@ class Detector:
         bits: int | None = None,
         drop: Drop | str = Drop.NEVER,
         queue_size: int = 4,
+        copy: bool = True,
         policy: FaultPolicy = FaultPolicy(),  # noqa: B008 - frozen
         standby: Detector | None = None,
     ) -> Generator[Result]:
         """Results of the frames of ``source`` in order. Capture, inference and the reader's own work overlap.
 
         Args:
-            source: any iterable of frames, each an array of its own; or a callable that opens such an iterable, so
-                that the policy can open it again. ``frame_id`` of the results counts its frames from 0.
+            source: any iterable of frames, which stays its owner's to close; or a callable that opens one, so that
+                the policy can open it again. ``frame_id`` of the results counts its frames from 0.
             color, bits: as for one frame.
             drop: what gives way when frames come faster than results: ``"never"`` (the source waits), ``"oldest"``
                 or ``"newest"`` of those in the queue.
             queue_size: frames that may wait.
+            copy: copy each frame as it comes, for many cameras fill one buffer over and over: a millisecond for five
+                megapixels in colour, in the thread of capture. False where every frame is an array of its own.
             policy: what to do about faults; each is raised unless it says otherwise. `stats` counts them.
             standby: a detector of the same bundle on another device, for the policy ``"fall_back"``. After an engine's
                 failure it takes over for good; after NaN or infinity for that frame.
@@ -257,16 +261,27 @@ class Detector:
         frames before it.
 
         Raises:
+            ColorError: unknown colour order.
             InputError: an argument is out of range, or does not fit the others.
         """
         check_source(source, policy)
+        if bits is not None and not 8 <= bits <= 16:
+            raise InputError(f"bits: expected 8 to 16, but got {bits}")
         if queue_size < 1:
             raise InputError(f"queue_size: expected at least 1, but got {queue_size}")
         if (standby is not None) != (Action.FALL_BACK in policy.actions):
             raise InputError("standby: expected a detector where the policy falls back, and none where it does not")
         if standby is not None and standby.manifest != self.manifest:
             raise InputError("standby: expected a detector of the same bundle and thresholds")
-        options = StreamOptions(color, bits, from_plain(Drop, drop, "drop"), queue_size, policy, standby)
+        options = StreamOptions(
+            color=from_plain(Color, color, "color", ColorError),
+            bits=bits,
+            drop=from_plain(Drop, drop, "drop"),
+            queue_size=queue_size,
+            policy=policy,
+            standby=standby,
+            copy=copy,
+        )
         return run_stream(self, source, options, self._ledger)
 
     def stats(self) -> Stats:

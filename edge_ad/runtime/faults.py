@@ -15,7 +15,6 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 
 from edge_ad.errors import (
-    ColorError,
     DetectorClosedError,
     EdgeAdError,
     ForkedError,
@@ -130,7 +129,7 @@ def fault_of(error: EdgeAdError) -> Fault | None:
     match error:
         case NonFiniteOutputError():
             return Fault.NON_FINITE
-        case DetectorClosedError() | ForkedError() | ColorError():  # mistakes of the program, not faults of the line
+        case DetectorClosedError() | ForkedError():  # mistakes of the program, not faults of the line
             return None
         case InferenceError():
             return Fault.INFERENCE

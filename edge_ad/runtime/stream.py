@@ -34,12 +34,13 @@ if TYPE_CHECKING:
 class StreamOptions:
     """See `Detector.stream`."""
 
-    color: Color | str
+    color: Color
     bits: int | None
     drop: Drop
     queue_size: int
     policy: FaultPolicy
     standby: Detector | None
+    copy: bool
 
 
 class _Outcome(NamedTuple):
@@ -56,7 +57,7 @@ def run_stream(detector: Detector, source: Source, options: StreamOptions, ledge
     """What `Detector.stream` gives, once its arguments are checked. Threads start with the first ``next``."""
     stopped = threading.Event()
     frames = Background(
-        capture(source, options.policy, ledger, stopped),
+        capture(source, options.policy, ledger, stopped, copy=options.copy),
         "edge-ad-capture",
         size=options.queue_size,
         drop=options.drop,

@@ -344,7 +344,7 @@ def test_what_is_no_frame_as_declared(frame: Any, action: str) -> None:
 def test_a_wrong_colour_is_a_mistake_of_the_program() -> None:
     policy = FaultPolicy(frame="skip", inference="skip", changed="skip", non_finite="skip")
     with pytest.raises(ColorError):
-        list(fake_detector(MANIFEST).stream([_image(0)], color="gbr", policy=policy))
+        fake_detector(MANIFEST).stream([_image(0)], color="gbr", policy=policy)
 
 
 # --- the engine -------------------------------------------------------------------------------------------------------

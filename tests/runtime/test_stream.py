@@ -12,7 +12,7 @@ import pytest
 from fake_session import FakeSession, fake_detector
 from tiny_bundle import some_image, tiny_manifest
 
-from edge_ad.errors import InputError, SourceError
+from edge_ad.errors import ColorError, InputError, SourceError
 from edge_ad.runtime.background import Drop
 from edge_ad.runtime.detector import Detector
 
@@ -125,6 +125,56 @@ def test_dropped_frames_are_counted(drop: Drop) -> None:
     assert (results[-1].frame_id == 9) == (drop is Drop.OLDEST)
 
 
+def test_a_camera_may_reuse_its_buffer() -> None:
+    detector = fake_detector(tiny_manifest())
+    exhausted = threading.Event()
+    buffer = some_image(SETUP)
+
+    def camera() -> Iterator[Any]:
+        for index in range(5):
+            buffer[:] = some_image(SETUP, index)
+            yield buffer
+        buffer[:] = 0
+        exhausted.set()
+
+    _before_each_run(detector, lambda: exhausted.wait(5))
+    results = list(detector.stream(camera(), color="rgb", queue_size=5))
+    for index, result in enumerate(results):
+        np.testing.assert_array_equal(result.frame, some_image(SETUP, index))
+        assert result.raw_score == detector(some_image(SETUP, index), color="rgb").raw_score
+
+
+def test_frames_that_stay_need_no_copy() -> None:
+    frames = list(_frames(3))
+    results = fake_detector(tiny_manifest()).stream(frames, color="rgb", copy=False)
+    assert all(result.frame is frame for result, frame in zip(results, frames, strict=True))
+
+
+class _Camera:
+    """Its owner may read on, until it is closed."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return some_image(SETUP)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_what_was_given_stays_open_and_what_was_opened_is_closed() -> None:
+    given, opened = _Camera(), _Camera()
+    for source in (given, lambda: opened):
+        stream = fake_detector(tiny_manifest()).stream(source, color="rgb")
+        next(stream)
+        stream.close()
+    assert (given.closed, opened.closed) == (0, 1)
+
+
 def test_streams_add_up() -> None:
     detector = fake_detector(tiny_manifest())
     for _ in range(2):
@@ -188,3 +238,8 @@ def test_bad_choices_are_told_at_once() -> None:
         detector.stream([], color="rgb", drop="some")
     with pytest.raises(InputError, match="queue_size: expected at least 1, but got 0"):
         detector.stream([], color="rgb", queue_size=0)
+    with pytest.raises(ColorError, match="color: expected one of rgb, bgr, mono, rgba, bgra, but got 'gbr'"):
+        detector.stream([], color="gbr")
+    for bits in (7, 17):
+        with pytest.raises(InputError, match=f"bits: expected 8 to 16, but got {bits}"):
+            detector.stream([], color="mono", bits=bits)
