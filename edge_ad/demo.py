@@ -160,7 +160,7 @@ def _name(sample: Sample) -> str:
 def _tiles_picture(detector: Detector, results: dict[Path, Result], samples: Sequence[Sample]) -> bytes:
     """The defective plate of highest score, as it is and with everything drawn on it, side by side."""
     result = max((results[sample.path] for sample in samples if sample.label), key=lambda result: result.raw_score)
-    return encode_png(np.hstack([result.frame, overlay.draw(result.frame, result, detector.grid)]))
+    return encode_png(np.hstack([result.frame, overlay.draw(result, detector.grid)]))
 
 
 def _summary(

@@ -79,8 +79,7 @@ def inspect(bundle: Path, source: str, device: str, standby: str | None, output:
             print(json.dumps(as_json(result, detector.stats())), flush=True)
             if output is None and not show:
                 continue
-            rgb: Any = cv2.cvtColor(result.frame, cv2.COLOR_BGR2RGB)
-            annotated = cv2.cvtColor(overlay.draw(rgb, result), cv2.COLOR_RGB2BGR)
+            annotated = cv2.cvtColor(overlay.draw(result), cv2.COLOR_RGB2BGR)
             if output is not None:
                 if writer is None:
                     writer = open_writer(output, annotated)
@@ -119,9 +118,6 @@ def as_json(result: edge_ad.Result, stats: Stats) -> dict[str, Any]:
     """What a line controller wants to know of one frame. Regions are in pixels of the frame."""
     if result.verdict is Verdict.ERROR:
         return {"frame_id": result.frame_id, "verdict": result.verdict, "pred_label": True, "error": result.error}
-    scale_y, scale_x = (
-        frame_px / map_px for frame_px, map_px in zip(result.original_size, result.anomaly_map.shape, strict=True)
-    )
     return {
         "frame_id": result.frame_id,
         "verdict": result.verdict,
@@ -129,13 +125,13 @@ def as_json(result: edge_ad.Result, stats: Stats) -> dict[str, Any]:
         "pred_score": round(result.pred_score, 4),
         "regions": [
             {
-                "x": round(region.x * scale_x),
-                "y": round(region.y * scale_y),
-                "width": round(region.width * scale_x),
-                "height": round(region.height * scale_y),
+                "x": region.x,
+                "y": region.y,
+                "width": region.width,
+                "height": region.height,
                 "max_score": round(region.max_score, 4),
             }
-            for region in result.regions
+            for region in result.regions_at()
         ],
         "latency_ms": round(result.timings_ms["total"], 3),
         "dropped": stats.dropped,

@@ -162,7 +162,8 @@ class Detector:
                 turns; its kinds: `NonFiniteOutputError`, `DetectorClosedError`, `ForkedError`.
         """
         watch = Stopwatch()
-        return self.conclude(self.infer(frame, color=color, bits=bits, watch=watch), frame, watch, frame_id)
+        raw = self.infer(frame, color=color, bits=bits, watch=watch)
+        return self.conclude(raw, frame, color=Color(color), bits=bits, watch=watch, frame_id=frame_id)
 
     def infer(self, frame: NDArray[Any], *, color: Color | str, bits: int | None, watch: Stopwatch) -> RawResult:
         """The first half of a call, which needs the engine: as `raw`, but neither smoothed nor fused."""
@@ -173,7 +174,14 @@ class Detector:
         return self._merge_tiles(image[None], watch)
 
     def conclude(
-        self, raw: RawResult, frame: NDArray[Any], watch: Stopwatch, frame_id: int | str | None = None
+        self,
+        raw: RawResult,
+        frame: NDArray[Any],
+        *,
+        color: Color,
+        bits: int | None,
+        watch: Stopwatch,
+        frame_id: int | str | None,
     ) -> Result:
         """The second half, which any thread may do: smooths the seams of ``raw`` in place, fuses, and judges."""
         raw = self._finish(raw, watch)
@@ -196,6 +204,8 @@ class Detector:
             raw_map=raw_map,
             tile_scores=raw.tile_scores[0],
             frame=frame,
+            color=color,
+            bits=bits,
             timings_ms=watch.stop(),
             frame_id=frame_id,
             is_normalised=norm.stage is not NormalisationStage.NONE,

@@ -1,7 +1,8 @@
 """What the detector saw, drawn on the frame: heat, contours, regions, tiles, caption.
 
-Every function takes an image uint8 (h, w, 3) RGB and returns a new one; line widths and text grow with the image. The
-colour scale is fixed: 0 to 1, 0.5 at the threshold, so that overlays of different frames can be compared.
+`draw` does all of it. The others take an image uint8 (h, w, 3) RGB and return a new one; line widths and text grow
+with the image. The colour scale is fixed: 0 to 1, 0.5 at the threshold, so that overlays of different frames can be
+compared.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ad.imaging import resize_mask
+from edge_ad.errors import FrameError
+from edge_ad.imaging import resize_mask, to_rgb
 from edge_ad.runtime.result import Region, Result, Verdict
-from edge_ad.tiling import Size, TileGrid
+from edge_ad.tiling import TileGrid
 
 Image = NDArray[np.uint8]
 Rgb = tuple[int, int, int]
@@ -30,22 +32,22 @@ _CYAN: Rgb = (64, 224, 255)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def draw(image: Image, result: Result, grid: TileGrid | None = None) -> Image:
-    """Everything on ``image``, of any size: heat, contours, regions, caption; the tiles where ``grid`` is given.
+def draw(result: Result, grid: TileGrid | None = None) -> Image:
+    """Everything on the result's own frame, (h, w, 3) RGB whatever its colour and depth: heat, contours, regions,
+    caption; the tiles where ``grid`` is given.
 
     No heat where the result is not normalised: its map has no fixed scale. The caption alone where the verdict is
-    "error".
+    "error", on black where the frame is none as declared.
     """
     if result.verdict is Verdict.ERROR:
-        return caption(image, result.pred_score, result.verdict)
-    size = image.shape[0], image.shape[1]
-    drawn = image
+        return caption(_seen(result), result.pred_score, result.verdict)
+    drawn = to_rgb(result.frame, result.color, result.bits)
     if result.is_normalised:
-        drawn = heat(drawn, result.map_at(size))
-    drawn = contours(drawn, resize_mask(result.pred_mask, size))
+        drawn = heat(drawn, result.map_at())
+    drawn = contours(drawn, resize_mask(result.pred_mask, result.original_size))
     if grid is not None:
         drawn = tiles(drawn, grid, result.tile_scores)
-    drawn = boxes(drawn, result.regions, result.pred_mask.shape)
+    drawn = boxes(drawn, result.regions_at())
     return caption(drawn, result.pred_score, result.verdict)
 
 
@@ -66,19 +68,14 @@ def contours(image: Image, mask: NDArray[np.bool_], color: Rgb = _CYAN) -> Image
     return drawn
 
 
-def boxes(image: Image, regions: Sequence[Region], map_size: Size, color: Rgb = _RED) -> Image:
-    """A box with its largest score around each region, whose coordinates are those of a map of ``map_size``."""
+def boxes(image: Image, regions: Sequence[Region], color: Rgb = _RED) -> Image:
+    """A box with its largest score around each region, whose coordinates are the image's: `Result.regions_at`."""
     drawn = image.copy()
-    height, width = image.shape[:2]
-    scale_y, scale_x = height / map_size[0], width / map_size[1]
     line_px = _line_px(image)
     gap = 2 * line_px
     for region in reversed(regions):  # the highest on top
-        left, top = int(region.x * scale_x) - gap, int(region.y * scale_y) - gap
-        right, bottom = (
-            int((region.x + region.width) * scale_x) + gap,
-            int((region.y + region.height) * scale_y) + gap,
-        )
+        left, top = region.x - gap, region.y - gap
+        right, bottom = region.x + region.width + gap, region.y + region.height + gap
         cv2.rectangle(drawn, (left, top), (right, bottom), color, line_px, cv2.LINE_AA)
         _label(drawn, f"{region.max_score:.2f}", (left, top), color)
     return drawn
@@ -116,6 +113,14 @@ def caption(image: Image, score: float, verdict: Verdict) -> Image:
         scale=1.4,
     )
     return drawn
+
+
+def _seen(result: Result) -> Image:
+    """The frame of an error result."""
+    try:
+        return to_rgb(result.frame, result.color, result.bits)
+    except FrameError:
+        return np.zeros((*result.original_size, 3), np.uint8)
 
 
 @cache

@@ -122,21 +122,21 @@ def _predict_file(
 ) -> Result:
     image = read_image(path, pixel_format)
     result = detector(image, color="rgb", frame_id=name)
-    write_png(output / OVERLAYS / f"{name}.png", overlay.draw(image, result, detector.grid if tiles else None))
+    write_png(output / OVERLAYS / f"{name}.png", overlay.draw(result, detector.grid if tiles else None))
     mask = resize_mask(result.pred_mask, result.original_size)
     write_png(output / MASKS / f"{name}.png", mask.astype("uint8") * 255)
     return result
 
 
 def _record(result: Result, name: str) -> dict[str, Any]:
-    """A result as a line of results.jsonl. Regions are in pixels of the map, whose size stands beside them."""
+    """A result as a line of results.jsonl. Regions are in pixels of the image, as the mask is."""
     return {
         "verdict": result.verdict,
         "pred_score": result.pred_score,
         "pred_label": result.pred_label,
         "raw_score": result.raw_score,
         "tile_scores": result.tile_scores.tolist(),
-        "regions": to_plain(result.regions),
+        "regions": to_plain(result.regions_at()),
         "map_size": list(result.anomaly_map.shape),
         "image_size": list(result.original_size),
         "device": result.device,

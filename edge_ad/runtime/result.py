@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ad.imaging import resize_map
+from edge_ad.imaging import Color, resize_map
 from edge_ad.runtime.faults import Fault
 from edge_ad.tiling import Size
 
@@ -28,7 +28,10 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Region:
-    """A connected anomalous area (8-connectivity), in pixels of the anomaly map. (x, y) is its top left corner."""
+    """A connected anomalous area (8-connectivity); (x, y) is its top left corner.
+
+    In pixels of the anomaly map, or of the image that `Result.regions_at` was asked for.
+    """
 
     x: int
     y: int
@@ -50,8 +53,9 @@ class Result:
         raw_score: merged score before it was scaled to [0, 1].
         raw_map: (H, W) float32 merged map before it was scaled to [0, 1].
         tile_scores: (T,) float32 scores as the tile models gave them, in grid order.
-        frame: the frame as it came in, by reference and in its declared colour: for overlays, and the one array that
-            is not the result's own.
+        frame: the frame as it came in, for overlays. By reference, the one array that is not the result's own; of a
+            stream its copy, unless that was told not to copy.
+        color, bits: of the frame, as declared.
         timings_ms: milliseconds: convert, resize, wait (for other threads), tiles (crops), infer, merge, seams, post,
             total. Of a stream also queue (captured, not yet taken up) and handover (inferred, not yet asked for);
             total is then the age of the frame.
@@ -74,6 +78,8 @@ class Result:
     raw_map: NDArray[np.float32]
     tile_scores: NDArray[np.float32]
     frame: NDArray[Any]
+    color: Color
+    bits: int | None
     timings_ms: Mapping[str, float]
     frame_id: int | str | None
     is_normalised: bool
@@ -99,6 +105,14 @@ class Result:
         """Connected areas of ``pred_mask``, the highest first; computed when first asked for."""
         return find_regions(self.pred_mask, self.anomaly_map)
 
+    def regions_at(self, size: Size | None = None) -> tuple[Region, ...]:
+        """`regions` in pixels of an image of (height, width) ``size``; of ``original_size`` where None.
+
+        Boxes are rounded outwards, so that none vanishes. An area is scaled, and at least one pixel.
+        """
+        size = size or self.original_size
+        return tuple(_scaled(region, self.pred_mask.shape, size) for region in self.regions)
+
     def map_at(self, size: Size | None = None) -> NDArray[np.float32]:
         """The anomaly map resized to (height, width) ``size``; to ``original_size`` where None."""
         size = size or self.original_size
@@ -110,6 +124,8 @@ class Result:
 def error_result(
     frame: NDArray[Any],
     *,
+    color: Color,
+    bits: int | None,
     map_size: Size,
     tiles: int,
     timings_ms: Mapping[str, float],
@@ -128,6 +144,8 @@ def error_result(
         raw_map=np.full(map_size, np.nan, np.float32),
         tile_scores=np.full(tiles, np.nan, np.float32),
         frame=frame,
+        color=color,
+        bits=bits,
         timings_ms=timings_ms,
         frame_id=frame_id,
         is_normalised=True,
@@ -147,3 +165,12 @@ def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32]) -> t
         peak = float(anomaly_map[window][labels[window] == label].max())
         found.append(Region(x, y, width, height, area, peak))
     return tuple(sorted(found, key=lambda region: -region.max_score))
+
+
+def _scaled(region: Region, old: Size, new: Size) -> Region:
+    (old_height, old_width), (height, width) = old, new
+    x, y = region.x * width // old_width, region.y * height // old_height
+    right = -(-(region.x + region.width) * width // old_width)
+    bottom = -(-(region.y + region.height) * height // old_height)
+    area_px = max(1, round(region.area_px * height * width / (old_height * old_width)))
+    return Region(x, y, right - x, bottom - y, area_px, region.max_score)

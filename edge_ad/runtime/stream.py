@@ -71,7 +71,7 @@ def run_stream(detector: Detector, source: Source, options: StreamOptions, ledge
                 _stall(options.policy, ledger, len(frames))
             if (outcome := next(reader, None)) is None:
                 return
-            result = _result(outcome)
+            result = _result(outcome, options)
             ledger.count("results")
             yield result
     finally:
@@ -82,12 +82,14 @@ def run_stream(detector: Detector, source: Source, options: StreamOptions, ledge
         frames.join()
 
 
-def _result(outcome: _Outcome) -> Result:
+def _result(outcome: _Outcome, options: StreamOptions) -> Result:
     (frame_id, frame, watch), detector = outcome.captured, outcome.detector
     watch.lap("handover")
     if outcome.raw is None:
         return error_result(
             frame,
+            color=options.color,
+            bits=options.bits,
             map_size=detector.image_size,
             tiles=len(detector.grid),
             timings_ms=watch.stop(),
@@ -96,7 +98,9 @@ def _result(outcome: _Outcome) -> Result:
             fault=outcome.fault,
             error=outcome.error or "",
         )
-    result = detector.conclude(outcome.raw, frame, watch, frame_id)
+    result = detector.conclude(
+        outcome.raw, frame, color=options.color, bits=options.bits, watch=watch, frame_id=frame_id
+    )
     return replace(result, fault=outcome.fault, error=outcome.error) if outcome.fault else result
 
 

@@ -54,6 +54,20 @@ def test_outputs_have_the_size_of_the_image(run, bundle, tmp_path):
         assert read_image(tmp_path / "out" / record[kind]).shape[:2] == (101, 83)
 
 
+def test_regions_are_in_pixels_of_the_image(run, bundle, tmp_path):
+    image = np.full((5 * SIZE[0], 3 * SIZE[1], 3), 90, np.uint8)
+    image[150:175, 120:135] = (255, 0, 0)
+    write_png(tmp_path / "large.png", image)
+    assert run("predict", bundle, tmp_path / "large.png", "-o", tmp_path / "out").code == 0
+    (record,) = records(tmp_path / "out")
+    (region,) = record["regions"]
+    mask = read_image(tmp_path / "out" / record["mask"])[:, :, 0] > 0
+    rows, cols = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    assert (region["y"], region["height"]) == (rows[0], rows[-1] - rows[0] + 1)
+    assert (region["x"], region["width"]) == (cols[0], cols[-1] - cols[0] + 1)
+    assert region["area_px"] == mask.sum() == 25 * 15
+
+
 def test_equal_names_do_not_overwrite_each_other(run, bundle, tmp_path):
     values = {"a/part.png": 10, "b/part.png": 20, "b/PART.png": 30, "b/part-2.png": 40}
     for name, value in values.items():

@@ -216,6 +216,7 @@ def test_a_frame_is_converted_resized_and_scaled() -> None:
     bgr = frame[:, :, ::-1]
     result = fake_detector(manifest)(bgr, color="bgr", frame_id="c7")
     assert result.frame is bgr
+    assert (result.color, result.bits) == ("bgr", None)
     raw_map, raw_score, tile_scores = _expected(resize(frame, (46, 58)), manifest)
     np.testing.assert_allclose(result.raw_map, raw_map, atol=2e-6)
     np.testing.assert_allclose(result.anomaly_map, np.clip(_line(raw_map, Scale(0.1, 0.9)), 0, 1), atol=2e-6)

@@ -477,7 +477,7 @@ def test_no_number_is_never_normal(poison: float, name: str) -> None:
 def test_an_error_result_can_be_drawn_and_has_no_false_number() -> None:
     detector = _faulty(fake_detector(MANIFEST), {0: "raise"})
     (result,) = _run(detector, [_image(0)], policy=FaultPolicy(inference="report"))
-    drawn = overlay.draw(_image(0), result, detector.grid)
+    drawn = overlay.draw(result, detector.grid)
     assert drawn.shape == _image(0).shape
     with pytest.raises(ValueError, match="not JSON compliant"):
         json.dumps(result.pred_score, allow_nan=False)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from fake_session import fake_detector
 from tiny_bundle import some_image, tiny_manifest
 
 from edge_ad.runtime import overlay
+from edge_ad.runtime.faults import FaultPolicy
 from edge_ad.runtime.result import Region, Result, Verdict
 from edge_ad.tiling import TileGrid
 
@@ -47,10 +49,10 @@ def test_contours_stay_on_the_edge() -> None:
     assert not changed[:36].any()
 
 
-def test_boxes_are_scaled_to_the_image() -> None:
-    region = Region(x=20, y=30, width=10, height=15, area_px=150, max_score=0.9)
-    changed = (overlay.boxes(GREY[:200, :300], [region], (100, 150), color=(1, 2, 3)) != 120).any(2)
-    assert changed[58, 50]  # top edge: 30 * 2 less a gap of two line widths
+def test_boxes_lie_around_regions() -> None:
+    region = Region(x=40, y=60, width=20, height=30, area_px=600, max_score=0.9)
+    changed = (overlay.boxes(GREY[:200, :300], [region], color=(1, 2, 3)) != 120).any(2)
+    assert changed[58, 50]  # top edge: 60 less a gap of two line widths
     assert changed[80, 38]
     assert not changed[75, 50]
     assert not changed[:, 70:].any()
@@ -75,7 +77,29 @@ def test_the_caption_is_red_or_green(verdict: Verdict, channel: int) -> None:
 @pytest.mark.parametrize("normalised", [True, False])
 def test_draw_at_any_size(result: Result, size: tuple[int, int], normalised: bool) -> None:
     image = np.full((*size, 3), 120, np.uint8)
-    drawn = overlay.draw(image, replace(result, is_normalised=normalised), tiny_manifest().setup.grid)
+    drawn = overlay.draw(replace(result, frame=image, is_normalised=normalised), tiny_manifest().setup.grid)
     assert (drawn.shape, drawn.dtype) == (image.shape, np.uint8)
     assert (image == 120).all()
     assert (drawn != image).any()
+
+
+def test_draw_sees_every_frame_in_its_colours() -> None:
+    manifest = tiny_manifest()
+    detector, rgb = fake_detector(manifest), some_image(manifest.setup)
+    rgba = np.dstack([rgb, np.zeros_like(rgb[:, :, 0])])
+    expected = overlay.draw(detector(rgb, color="rgb"))
+    for frame, color in ((rgb[:, :, ::-1], "bgr"), (rgba, "rgba"), (rgba[:, :, [2, 1, 0, 3]], "bgra")):
+        np.testing.assert_array_equal(overlay.draw(detector(frame, color=color)), expected)
+    np.testing.assert_array_equal(overlay.draw(detector(rgb.astype(np.uint16) * 257, color="rgb", bits=16)), expected)
+    grey = rgb[:, :, 0]
+    expected = overlay.draw(detector(np.dstack([grey] * 3), color="rgb"))
+    np.testing.assert_array_equal(overlay.draw(detector(grey, color="mono")), expected)
+    np.testing.assert_array_equal(overlay.draw(detector(grey.astype(np.uint16), color="mono", bits=8)), expected)
+
+
+@pytest.mark.parametrize("frame", [np.zeros((50, 60), np.uint8), np.zeros((1, 50, 60, 3), np.uint8), "frame"])
+def test_what_is_no_frame_as_declared_is_drawn_on_black(frame: Any) -> None:
+    (result,) = fake_detector(tiny_manifest()).stream([frame], color="rgb", policy=FaultPolicy(frame="report"))
+    drawn = overlay.draw(result)
+    assert drawn.shape == (*result.original_size, 3)
+    assert (drawn[-1] == 0).all() or len(drawn) == 1

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from fake_session import fake_detector
 from tiny_bundle import expected_score, tiny_manifest
 
 from edge_ad.errors import SourceError
-from edge_ad.imaging import resize
+from edge_ad.imaging import Color, resize
 from edge_ad.runtime import capture
 from edge_ad.runtime.detector import Detector
 from edge_ad.runtime.faults import Fault, FaultPolicy, Ledger, reopen_pause_s
@@ -194,6 +196,8 @@ def test_the_standby_takes_over(
 def test_a_frame_without_a_verdict(sample: ModuleType, tiny_bundle: Write) -> None:
     result = error_result(
         np.zeros((2, 3, 3), np.uint8),
+        color=Color.BGR,
+        bits=None,
         map_size=(5, 7),
         tiles=4,
         timings_ms={},
@@ -209,6 +213,16 @@ def test_a_frame_without_a_verdict(sample: ModuleType, tiny_bundle: Write) -> No
         "pred_label": True,
         "error": "tile r00_c00: the model gave NaN",
     }
+
+
+def test_regions_are_in_pixels_of_the_frame_and_none_vanishes(sample: ModuleType) -> None:
+    """A frame of half the bundle's size, and an anomaly of one pixel of the map."""
+    manifest = tiny_manifest()
+    result = fake_detector(manifest)(np.zeros((23, 29, 3), np.uint8), color="bgr")
+    mask = np.zeros(manifest.setup.image_size, bool)
+    mask[6, 10] = True
+    (region,) = sample.as_json(replace(result, pred_mask=mask), Ledger().stats())["regions"]
+    assert {name: region[name] for name in ("x", "y", "width", "height")} == {"x": 5, "y": 3, "width": 1, "height": 1}
 
 
 def test_every_sample_has_a_test() -> None:
