@@ -10,6 +10,7 @@ import click
 from edge_ad.bundle.files import read_bundle
 from edge_ad.bundle.manifest import Graph, Manifest
 from edge_ad.cli.options import json_option, signature_option, write_json, write_table
+from edge_ad.tiling import Location
 
 
 @click.command("inspect")
@@ -72,7 +73,7 @@ def _show_summary(bundle: Path, manifest: Manifest) -> None:
 def _show_graphs(manifest: Manifest) -> None:
     rows = [
         (
-            "shared" if graph.location is None else "head r{:02d}_c{:02d}".format(*graph.location),
+            "shared" if graph.location is None else f"head {Location(*graph.location).name}",
             graph.precision,
             "f32" if graph.keep_f32 else "as the device",
             f"{graph.parameters:,}",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
-from tiny_bundle import tiny_manifest
+from tiny_bundle import tiny_manifest, tiny_setup
 
 from edge_ad.bundle.files import read_manifest
-from edge_ad.bundle.manifest import Format, Manifest
+from edge_ad.bundle.manifest import Format, Fusion, Manifest, Scale
 from edge_ad.cli import verify
 
 
@@ -87,6 +88,14 @@ def test_inspect_adds_up(run, tiny_bundle):
     # Each of five graphs has 2 parameters and 1000 operations; four tiles, each through the extractor and its head
     assert (totals["tiles"], totals["models"], totals["parameters"]) == (4, 4, 10)
     assert totals["flops_per_image"] == 4 * (1000 + 1000)
+
+
+def test_inspect_names_the_global_model(run, tiny_bundle):
+    manifest = tiny_manifest(replace(tiny_setup(), global_model=True))
+    scale = Scale(0.0, 1.0)
+    fused = replace(manifest.normalisation, fusion=Fusion(scale, scale, scale, scale))
+    out = run("inspect", tiny_bundle(replace(manifest, normalisation=fused))).out
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("head ")][-2:] == ["r01_c01", "whole"]
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify"])
