@@ -11,6 +11,7 @@ is removed after merging. Overlaps are averaged pixel by pixel.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -75,9 +76,7 @@ class TileGrid:
 
     def __post_init__(self) -> None:
         for name in ("image_size", "tile_size", "stride"):
-            size = getattr(self, name)
-            if len(size) != 2 or any(not isinstance(n, int) or n < 1 for n in size):
-                raise GeometryError(f"{name}: expected two positive integers (height, width), but got {size!r}")
+            object.__setattr__(self, name, _checked_size(name, getattr(self, name)))
         for image_px, tile_px, stride_px, axis in zip(
             self.image_size, self.tile_size, self.stride, ("height", "width"), strict=True
         ):
@@ -335,6 +334,17 @@ def parse_size(text: str) -> Size:
 def format_size(size: Sequence[int]) -> str:
     """The inverse of `parse_size`: ``"512x640"``."""
     return "x".join(str(int(n)) for n in size)
+
+
+def _checked_size(name: str, size: Any) -> Size:
+    """``size``, any two integers, as a tuple of Python's: numpy's, and lists, do not compare like one."""
+    try:
+        height, width = (operator.index(n) for n in size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if height < 1 or width < 1:
+        raise GeometryError(f"{name}: expected two positive integers (height, width), but got {size!r}")
+    return height, width
 
 
 def _tiles_along(image_px: int, tile_px: int, stride_px: int) -> int:

@@ -34,6 +34,21 @@ def test_four_tiles_without_overlap():
     assert len(TileGrid((512, 512), (256, 256), (256, 256))) == 4
 
 
+def test_sizes_are_any_two_integers():
+    expected = TileGrid((46, 58), (23, 29), (20, 29))
+    image = np.zeros((46, 58))
+    for kind in (list, np.array, np.uint16):
+        grid = TileGrid(kind([46, 58]), kind([23, 29]), kind([20, 29]))
+        assert (grid, hash(grid), repr(grid)) == (expected, hash(expected), repr(expected))
+        assert [tile.shape for tile in grid.crop(image)] == [(23, 29)] * len(expected)
+
+
+@pytest.mark.parametrize("size", [(46.0, 58), ("46", "58"), (46,), (46, 58, 3), (0, 58), (46, -1), 46, None])
+def test_sizes_that_are_none(size):
+    with pytest.raises(GeometryError, match="image_size: expected two positive integers"):
+        TileGrid(size, (23, 29), (23, 29))
+
+
 def test_padding_is_the_smallest_that_fits():
     # rows: 0..29, 20..49, 40..69 cover 61 px after padding to 70; columns: 0..12, 7..19 fit 20 exactly
     grid = TileGrid((61, 20), (30, 13), (20, 7))
