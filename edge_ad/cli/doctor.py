@@ -7,9 +7,10 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from importlib import import_module
 from importlib.metadata import requires
 from importlib.util import find_spec
@@ -94,23 +95,31 @@ def command(json_target: str | None) -> None:
 
 
 def run_checks() -> Iterator[Check]:
-    """All checks, one after the other. A check never raises: what it finds is its result."""
+    """All checks, one after the other. One that raises has failed: what it raised is what it found."""
     yield Check("python", Status.OK, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    yield check_module("numpy", "numpy")
-    yield check_module("OpenCV", "cv2")
+    checks: dict[str, Callable[[], Check | None]] = {
+        "numpy": partial(check_module, "numpy", "numpy"),
+        "OpenCV": partial(check_module, "OpenCV", "cv2"),
+    }
     installed = [graph_format for graph_format in Format if _is_installed(graph_format)]
     if not installed:
         yield Check("engine", Status.FAIL, "none is installed", "pip install 'edge-ad[openvino]'")
     for graph_format in installed:
-        yield check_engine(graph_format)
-    yield check_training()
-    yield from check_torchvision()
-    yield check_folder("working folder", Path.cwd())
-    yield check_folder("temporary folder", Path(tempfile.gettempdir()))
-    if find_spec("platformdirs"):
-        from edge_ad.data.cache import default_cache_dir
-
-        yield check_folder("image cache", default_cache_dir(), "set EDGE_AD_CACHE to a folder with room")
+        checks[ENGINES[graph_format].package] = partial(check_engine, graph_format)
+    checks |= {
+        "training extra": check_training,
+        "torchvision": check_torchvision,
+        "working folder": lambda: check_folder("working folder", Path.cwd()),
+        "temporary folder": lambda: check_folder("temporary folder", Path(tempfile.gettempdir())),
+        "image cache": check_image_cache,
+    }
+    for name, check in checks.items():
+        try:
+            found = check()
+        except Exception as error:  # noqa: BLE001 - whatever a broken installation raises: the other checks go on
+            found = Check(name, Status.FAIL, f"{type(error).__name__}: {' '.join(str(error).split())}", "report this")
+        if found:
+            yield found
 
 
 def check_module(name: str, module: str) -> Check:
@@ -152,19 +161,27 @@ def check_training() -> Check:
     return Check(name, Status.WARN, found, "needed to train, evaluate and export: pip install 'edge-ad[train]'")
 
 
-def check_torchvision() -> Iterator[Check]:
+def check_torchvision() -> Check | None:
     """Is torchvision the release that goes with torch? It names that torch in its own metadata."""
     torch = installed_version("torch")
     if not torch or not installed_version("torchvision"):
-        return
+        return None
     wanted = [line.split("==")[1] for line in requires("torchvision") or () if line.startswith("torch==")]
     found = f"torchvision {installed_version('torchvision')} with torch {torch}"
     if wanted and torch.partition("+")[0] != wanted[0]:
-        yield Check(
+        return Check(
             "torchvision", Status.FAIL, f"{found}, but it is made for {wanted[0]}", f"install torch {wanted[0]}"
         )
-    else:
-        yield Check("torchvision", Status.OK, found)
+    return Check("torchvision", Status.OK, found)
+
+
+def check_image_cache() -> Check | None:
+    """Is there room for decoded images, where anything that caches them is installed?"""
+    if not find_spec("platformdirs"):
+        return None
+    from edge_ad.data.cache import default_cache_dir
+
+    return check_folder("image cache", default_cache_dir(), "set EDGE_AD_CACHE to a folder with room")
 
 
 def check_folder(name: str, folder: Path, remedy: str = "free some space, or work elsewhere") -> Check:
