@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +24,47 @@ if sys.platform != "win32":
     import fcntl
 
 _STAGE, _OLD = ".part", ".old"  # suffixes of a folder on its way in, and on its way out
-_PART = re.compile(r"\..*\.(\d+)\.part(\.[^.]*)?")  # a temporary file, and the process that writes it
+_PART = re.compile(r"\.(\d+)-\d+\.part(\.[^.]*)?")  # a temporary file, and the process that writes it
+_NUMBERS = count()  # of this process's temporary files
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux: fcntl.h, linux/fs.h
 
 
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an `OSError` of the block, which writes ``path``, into `OutputWriteError`."""
+    try:
+        yield
+    except EdgeAdError:  # some are an OSError too, of something that was read
+        raise
+    except OSError as error:
+        raise OutputWriteError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
+        ) from error
+
+
+def write_file(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
     """Call ``write(temporary)`` and rename the result to ``path``, replacing what was there.
+
+    Args:
+        path: the file; folders that are missing above it are made.
+        write: writes the file whose path it is given.
+        durable: wait until the disk has it. Without, a power cut may leave an empty file; a kill may not.
 
     Raises:
         OutputWriteError: nothing could be written (disk full, no permission); ``path`` is as it was.
     """
     path = Path(path)
-    # The suffix stays at the end: cv2.imwrite and others choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    # The suffix stays at the end: cv2.imwrite and others choose the format by it. The stem may be as long as names go.
+    temporary = path.with_name(f".{os.getpid()}-{next(_NUMBERS)}.part{path.suffix}")
     try:
-        make_folder(path.parent)
-        write(temporary)
-        _flush(temporary)
-        temporary.replace(path)
-        _flush(path.parent)
-    except OSError as error:
-        raise _write_error(path, error) from error
+        with writing(path):
+            make_folder(path.parent)
+            write(temporary)
+            if durable:
+                _flush(temporary)
+            temporary.replace(path)
+            if durable:
+                _flush(path.parent)
     finally:
         with suppress(OSError):  # where nothing could be written there is nothing to remove
             temporary.unlink()
@@ -54,9 +75,9 @@ def write_text(path: Path, text: str) -> None:
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content``, atomically. Raises `OutputWriteError`."""
-    write_file(path, lambda temporary: temporary.write_bytes(content))
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write ``content``, atomically; ``durable``: see `write_file`. Raises `OutputWriteError`."""
+    write_file(path, lambda temporary: temporary.write_bytes(content), durable=durable)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -65,7 +86,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def staged_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def staged_folder(path: Path, *, replaces: str | None = None) -> Iterator[Path]:
     """A temporary sibling folder that becomes ``path`` when the block ends without an error.
 
     An existing folder changes places with it in one step, where the filesystem can (Linux: ext4, xfs, btrfs, tmpfs):
@@ -74,41 +95,38 @@ def staged_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     What a killed process left beside ``path`` is removed first.
 
+    Args:
+        path: the folder.
+        replaces: a folder that holds a file of this name is replaced, and an empty one; nothing is where None.
+
     Raises:
-        OutputExistsError: ``path`` exists and ``overwrite`` is False.
+        OutputExistsError: ``path`` exists and may not be replaced.
         OutputWriteError: the folder could not be written; ``path`` is as it was.
     """
     path = Path(path)
-    try:
+    with writing(path):
         make_folder(path.parent)
         with _locked(path.parent):
             _recover(path)
-            if path.exists() and not overwrite:
-                raise OutputExistsError(f"{path} exists; choose another -o, or pass --overwrite")
+            _check_replaceable(path, replaces)
             stage = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_STAGE, dir=path.parent))
             lock = _lock(stage)
-    except OutputExistsError:
-        raise
-    except OSError as error:
-        raise _write_error(path, error) from error
     try:
-        yield stage
-        for file in stage.rglob("*"):
-            _flush(file)
-        stage.chmod(0o755)  # mkdtemp makes it private
-        _flush(stage)
-        if not path.exists():
-            stage.rename(path)
-        elif not _exchange(stage, path):
-            old = stage.with_suffix(_OLD)
-            path.rename(old)
-            stage.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
-        _flush(path.parent)
-    except EdgeAdError:  # some are an OSError too, of something that was read
-        raise
-    except OSError as error:
-        raise _write_error(path, error) from error
+        with writing(path):
+            yield stage
+            for file in stage.rglob("*"):
+                _flush(file)
+            stage.chmod(0o755)  # mkdtemp makes it private
+            _flush(stage)
+            _check_replaceable(path, replaces)  # it may have come meanwhile
+            if not path.exists():
+                stage.rename(path)
+            elif not _exchange(stage, path):
+                old = stage.with_suffix(_OLD)
+                path.rename(old)
+                stage.rename(path)
+                shutil.rmtree(old, ignore_errors=True)
+            _flush(path.parent)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         if lock is not None:
@@ -130,6 +148,17 @@ def make_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
         _flush(folder.parent)
+
+
+def _check_replaceable(path: Path, replaces: str | None) -> None:
+    if not path.exists() and not path.is_symlink():
+        return
+    if replaces is None:
+        raise OutputExistsError(f"{path} exists; choose another -o, or pass --overwrite")
+    if path.is_symlink() or not path.is_dir():
+        raise OutputExistsError(f"{path} exists and is not a folder; choose another -o")
+    if any(path.iterdir()) and not (path / replaces).is_file():
+        raise OutputExistsError(f"{path} is not empty and holds no {replaces}; choose another -o")
 
 
 def _recover(path: Path) -> None:
@@ -210,7 +239,3 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _write_error(path: Path, error: OSError) -> OutputWriteError:
-    return OutputWriteError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder")

@@ -21,8 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edge_ad.atomic import staged_folder
-from edge_ad.bundle.files import file_entry, write_manifest
+from edge_ad.bundle.files import file_entry, staged_bundle, write_manifest
 from edge_ad.bundle.manifest import (
     Format,
     Golden,
@@ -96,7 +95,7 @@ class ExportOptions:
         format, precision: of the graphs.
         accuracy_drop: gate on image AUROC lost on planted defects, a fraction; None: not gated.
         parity_tolerance: replaces the precision's own (`edge_ad.exporters.parity.TOLERANCES`).
-        overwrite: replace an existing bundle.
+        overwrite: replace an existing bundle, or an empty folder; anything else stays.
     """
 
     format: Format = Format.OPENVINO
@@ -122,10 +121,10 @@ def export_run(
     Raises:
         IncompleteRunError: tile models or thresholds are missing.
         ParityError, AccuracyDropError: a gate was not met; nothing is written.
-        OutputExistsError, OutputWriteError: see `staged_folder`.
+        OutputExistsError, OutputWriteError: see `staged_bundle`.
     """
     trained = run.normalisation()
-    with staged_folder(Path(output), overwrite=options.overwrite) as stage:
+    with staged_bundle(Path(output), overwrite=options.overwrite) as stage:
         model = run.model()
         graphs = _write_graphs(stage, run, model, images, options, progress)
         raw = replace(run_manifest(run, RAW), format=options.format, precision=options.precision, graphs=graphs)

@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import shutil
 import signal
 import sys
@@ -68,13 +69,32 @@ def test_an_existing_folder_is_replaced_only_when_asked(tmp_path):
         atomic.staged_folder(tmp_path / "out"),
     ):
         pass
-    with pytest.raises(OutputWriteError), atomic.staged_folder(tmp_path / "out", overwrite=True):
+    with pytest.raises(OutputWriteError), atomic.staged_folder(tmp_path / "out", replaces="old"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert (tmp_path / "out" / "old").exists()
-    with atomic.staged_folder(tmp_path / "out", overwrite=True) as stage:
+    with atomic.staged_folder(tmp_path / "out", replaces="old") as stage:
         (stage / "new").touch()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_is_not_ours_is_never_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    before = sorted(tmp_path.rglob("*"))
+    for name, message in (("folder", "holds no old"), ("file", "is not a folder"), ("link", "is not a folder")):
+        with pytest.raises(OutputExistsError, match=message), atomic.staged_folder(tmp_path / name, replaces="old"):
+            pass
+    with pytest.raises(OutputExistsError), atomic.staged_folder(tmp_path / "late", replaces="old"):
+        (tmp_path / "late").write_text("mine")  # while the folder was being filled
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "late"])
+    assert (tmp_path / "late").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    with atomic.staged_folder(tmp_path / "empty", replaces="old") as stage:
+        (stage / "new").touch()
+    assert (tmp_path / "empty" / "new").exists()
 
 
 def stage_and_die(path, *, with_exchange, when):
@@ -92,7 +112,7 @@ def stage_and_die(path, *, with_exchange, when):
 
         Path.rename = count
         shutil.rmtree = lambda *args, **more: os.kill(os.getpid(), signal.SIGKILL)
-        with atomic.staged_folder(path, overwrite=True) as stage:
+        with atomic.staged_folder(path, replaces="old") as stage:
             (stage / "new").touch()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -149,17 +169,34 @@ def test_leftovers_of_dead_processes_are_removed(tmp_path):
     (tmp_path / "sub").mkdir()
     parent = os.getppid()  # runs
     for name in (
-        f".a.{ended}.part.json",
-        f"sub/.b.c.{ended}.part",
-        f".d.{os.getpid()}.part.png",
-        f".e.{parent}.part.json",
+        f".{ended}-0.part.json",
+        f"sub/.{ended}-11.part",
+        f".{os.getpid()}-2.part.png",
+        f".{parent}-0.part.json",
     ):
         (tmp_path / name).touch()
-    for name in (".hidden.part.json", "f.1.part.json", ".g.x.part.json"):
+    for name in (".hidden.part.json", "1-1.part.json", ".x-1.part.json"):
         (tmp_path / name).touch()
     atomic.remove_leftovers(tmp_path)
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {f".e.{parent}.part.json", ".hidden.part.json", "f.1.part.json", ".g.x.part.json"}
+    assert left == {f".{parent}-0.part.json", ".hidden.part.json", "1-1.part.json", ".x-1.part.json"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_a_kill_while_a_file_is_written_leaves_what_is_recognised(tmp_path):
+    child = os.fork()
+    if child == 0:
+        atomic.write_file(tmp_path / "a.json", lambda path: (path.touch(), os.kill(os.getpid(), signal.SIGKILL)))
+    os.waitpid(child, 0)
+    assert len(list(tmp_path.iterdir())) == 1
+    atomic.remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_as_long_as_names_go(tmp_path):
+    longest = tmp_path / ("n" * 251 + ".png")
+    atomic.write_text(longest, "x")
+    assert list(tmp_path.iterdir()) == [longest]
 
 
 def test_errors_of_what_is_read_inside_come_through(tmp_path):
@@ -175,4 +212,9 @@ def test_what_is_flushed(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic, "_flush", lambda path: flushed.append(path) or flush(path))
     atomic.write_text(tmp_path / "a" / "b" / "c.txt", "x")
     names = [path.relative_to(tmp_path).as_posix() for path in flushed]
-    assert names == ["a", ".", f"a/b/.c.{os.getpid()}.part.txt", "a/b"]
+    temporary = names.pop(2)
+    assert re.fullmatch(rf"a/b/\.{os.getpid()}-\d+\.part\.txt", temporary)
+    assert names == ["a", ".", "a/b"]
+    flushed.clear()
+    atomic.write_bytes(tmp_path / "a" / "b" / "d.png", b"x", durable=False)
+    assert flushed == []

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ad.atomic import write_json
+from edge_ad.atomic import staged_folder, write_json
 from edge_ad.bundle.graph_files import GraphFiles, check_graph, read_array
 from edge_ad.bundle.manifest import FileEntry, Format, Graph, Manifest
 from edge_ad.errors import (
@@ -34,6 +35,7 @@ from edge_ad.errors import (
 
 MANIFEST_NAME = "manifest.json"
 SIGNATURE_NAME = "manifest.sig"
+SIGNATURE_VARIABLE = "EDGE_AD_REQUIRE_SIGNATURE"
 MANIFEST_MAX_BYTES = 4_000_000  # ten thousand heads; parsed, JSON takes up to thirty times its size
 HASHING_THREADS = 4  # hashlib lets others run meanwhile
 
@@ -67,12 +69,26 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
     write_json(Path(root) / MANIFEST_NAME, manifest.to_json())
 
 
-def read_manifest(path: Path, *, require_signature: Path | None = None) -> Manifest:
+def staged_bundle(path: Path, *, overwrite: bool = False) -> AbstractContextManager[Path]:
+    """`staged_folder` for a new bundle. With ``overwrite`` it may replace another one, or an empty folder."""
+    return staged_folder(path, replaces=MANIFEST_NAME if overwrite else None)
+
+
+def required_signature(given: Path | str | None = None) -> Path | None:
+    """File of the public key by which bundles must be signed: ``given``, else what the environment says, else None.
+
+    ``EDGE_AD_REQUIRE_SIGNATURE=release.pub`` makes a line require it once for all.
+    """
+    required = given or os.environ.get(SIGNATURE_VARIABLE)
+    return Path(required) if required else None
+
+
+def read_manifest(path: Path, *, require_signature: Path | str | None = None) -> Manifest:
     """The manifest of the bundle folder ``path``, without a look at the other files.
 
     Args:
         path: the bundle's folder.
-        require_signature: file of the public key by which the manifest must be signed; None: signed or not.
+        require_signature: file of the public key by which the manifest must be signed; None: see `required_signature`.
 
     Raises:
         BundleNotFoundError: ``path`` is not a folder with a manifest.json in it.
@@ -81,7 +97,10 @@ def read_manifest(path: Path, *, require_signature: Path | None = None) -> Manif
         ManifestError: too large, not JSON, or a field is missing, unknown or of the wrong type.
         UnknownSchemaError: written for another release.
     """
-    path = Path(path)
+    return _read_manifest(Path(path), required_signature(require_signature))
+
+
+def _read_manifest(path: Path, key: Path | None) -> Manifest:
     file = path / MANIFEST_NAME
     if not path.is_dir():
         raise BundleNotFoundError(f"{path} is not a bundle: no such folder")
@@ -93,11 +112,11 @@ def read_manifest(path: Path, *, require_signature: Path | None = None) -> Manif
     if size_bytes > MANIFEST_MAX_BYTES:
         raise ManifestError(f"{file}: {size_bytes} bytes; a manifest has at most {MANIFEST_MAX_BYTES}")
     content = _read(file, MANIFEST_MAX_BYTES).tobytes()
-    if require_signature is not None:
+    if key is not None:
         # Only here: an edge box that asks for no signature needs no cryptography package
         from edge_ad.bundle.signature import check_signature
 
-        check_signature(path / SIGNATURE_NAME, content, require_signature)
+        check_signature(path / SIGNATURE_NAME, content, key)
     try:
         value = json.loads(content, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # ValueError: also text that is not UTF-8
@@ -105,7 +124,7 @@ def read_manifest(path: Path, *, require_signature: Path | None = None) -> Manif
     return Manifest.from_json(value)
 
 
-def read_bundle(path: Path | str, *, check_hashes: bool = True, require_signature: Path | None = None) -> Bundle:
+def read_bundle(path: Path | str, *, check_hashes: bool = True, require_signature: Path | str | None = None) -> Bundle:
     """The bundle in the folder ``path``, once everything in it is as its manifest says.
 
     Args:
@@ -122,8 +141,11 @@ def read_bundle(path: Path | str, *, check_hashes: bool = True, require_signatur
         ChangedFileError: size or SHA-256 of a file differs.
         ExtraFileError: a file the manifest does not name.
     """
-    path = Path(path)
-    manifest = read_manifest(path, require_signature=require_signature)
+    return _read_bundle(Path(path), check_hashes, required_signature(require_signature))
+
+
+def _read_bundle(path: Path, check_hashes: bool, key: Path | None) -> Bundle:
+    manifest = _read_manifest(path, key)
     for entry in manifest.files:
         _check_inside(entry.path)
     for entry in manifest.files:
@@ -143,7 +165,7 @@ def read_bundle(path: Path | str, *, check_hashes: bool = True, require_signatur
 def sign_bundle(path: Path, key: Path) -> Path:
     """Write the signature of the bundle in ``path`` by the private key in the file ``key``, and return its file.
 
-    An earlier signature is replaced, in place: a half-written one is refused like any wrong one, while a temporary file
+    It need not be signed yet, whatever the environment requires. An earlier signature is replaced, in place: a half-written one is refused like any wrong one, while a temporary file
     left behind by a power cut would make the bundle one with an extra file.
 
     Raises:
@@ -154,7 +176,7 @@ def sign_bundle(path: Path, key: Path) -> Path:
     from edge_ad.bundle.signature import sign
 
     path = Path(path)
-    read_bundle(path)
+    _read_bundle(path, check_hashes=True, key=None)
     file = path / SIGNATURE_NAME
     if file.is_symlink():
         raise LinkedFileError(f"{file} is a symbolic link; remove it")

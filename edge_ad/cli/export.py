@@ -40,6 +40,7 @@ def command(
     The extractor is stored once, a head per tile model. The exported graphs are compared with the trained model; what
     differs too much is not written.
     """
+    from edge_ad.bundle.files import required_signature
     from edge_ad.exporters.export import ExportOptions, export_run
     from edge_ad.progress import terminal_progress
     from edge_ad.training.run_folder import RunFolder
@@ -58,3 +59,5 @@ def command(
             f"map {parity.map_max_abs:.2e} ({parity.map_max_rel:.2e} of its range), score {parity.score_max_abs:.2e}, "
             f"rank correlation {parity.score_rank_correlation:.4f}, label flips {parity.label_flips}"
         )
+    if required_signature() is not None:
+        click.echo(f"{output} is not signed: edge-ad sign", err=True)

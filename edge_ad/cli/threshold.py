@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edge_ad.bundle.manifest import ScoreMerge
-from edge_ad.cli.options import alpha_option, bits_option, choice, write_table
+from edge_ad.cli.options import alpha_option, bits_option, choice, signature_option, write_table
 from edge_ad.imaging import Alpha, PixelFormat
 
 
@@ -19,6 +19,7 @@ from edge_ad.imaging import Alpha, PixelFormat
     "--rule", default="sigma:3", show_default=True, help="sigma:K, quantile:Q or max of the good; f1 of both."
 )
 @click.option("--score-merge", type=choice(ScoreMerge), help="Of the tiles' scores.  [default: the bundle's own]")
+@signature_option
 @bits_option
 @alpha_option
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
@@ -31,6 +32,7 @@ def command(
     bad: Path | None,
     rule: str,
     score_merge: str | None,
+    require_signature: Path | None,
     bits: int | None,
     alpha: str,
     overwrite: bool,
@@ -56,7 +58,7 @@ def command(
     from edge_ad.runtime.session import ExecutionPrecision
 
     ThresholdRule.parse(rule)
-    found = read_bundle(bundle)
+    found = read_bundle(bundle, require_signature=require_signature)
     old = found.manifest
     manifest = merged_by(old, ScoreMerge(score_merge)) if score_merge else old
     pixel_format = PixelFormat(bits, Alpha(alpha))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edge_ad.bundle.files import read_bundle
+from edge_ad.bundle.files import read_bundle, required_signature
 from edge_ad.cli.options import device_option, precision_option, signature_option, write_table
 from edge_ad.runtime.loading import open_detector
 from edge_ad.runtime.session import ExecutionPrecision
@@ -27,8 +27,8 @@ def command(bundle: Path, device: str, precision: str, require_signature: Path |
     found = read_bundle(bundle, require_signature=require_signature)
     files = found.manifest.files
     click.echo(f"{len(files)} files, {sum(file.size_bytes for file in files) / 1e6:.1f} MB: unchanged")
-    if require_signature is not None:
-        click.echo(f"signed by the owner of {require_signature}")
+    if (key := required_signature(require_signature)) is not None:
+        click.echo(f"signed by the owner of {key}")
     with open_detector(found.path, found.manifest, device, precision=ExecutionPrecision(precision)) as detector:
         click.echo(detector)
         checks = verify_bundle(detector, found)

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_ad.atomic import staged_folder
-from edge_ad.bundle.files import Bundle, write_manifest
+from edge_ad.bundle.files import Bundle, staged_bundle, write_manifest
 from edge_ad.bundle.manifest import Manifest, Normalisation, ScoreMerge
 from edge_ad.errors import InputError
 from edge_ad.evaluation.raw_values import RawValues, summary
@@ -90,10 +89,10 @@ def write_operating_point(
         bundle: the old one; it stays as it is.
         detector: of the new bundle's merge. Where that is another one, the golden images are scored anew.
         normalisation: see `fit_operating_point`.
-        overwrite: replace an existing bundle.
+        overwrite: replace an existing bundle, or an empty folder; anything else stays.
 
     Raises:
-        OutputExistsError, OutputWriteError: see `staged_folder`.
+        OutputExistsError, OutputWriteError: see `staged_bundle`.
     """
     manifest = replace(bundle.manifest, merge=detector.manifest.merge, normalisation=normalisation)
     if manifest.merge != bundle.manifest.merge:
@@ -101,7 +100,7 @@ def write_operating_point(
         scores = raw_values(detector, [bundle.file(each.file) for each in golden]).scores.tolist()
         scored = (replace(each, raw_score=score) for each, score in zip(golden, scores, strict=True))
         manifest = replace(manifest, golden=tuple(scored))
-    with staged_folder(Path(output), overwrite=overwrite) as stage:
+    with staged_bundle(Path(output), overwrite=overwrite) as stage:
         for entry in manifest.files:
             (stage / entry.path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.file(entry), stage / entry.path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,6 @@ from edge_ad.runtime.session import ExecutionPrecision, Session
 from edge_ad.runtime.sessions import open_session
 from edge_ad.runtime.verify import verify_bundle
 
-SIGNATURE_VARIABLE = "EDGE_AD_REQUIRE_SIGNATURE"
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -50,8 +48,8 @@ def load(
             that of the environment's EDGE_AD_REQUIRE_SIGNATURE where None, so that a line requires it once for all.
         self_test: run the golden images first, and compare their scores with the exporter's: see `verify_bundle`.
         memory_budget: bytes, or a size such as ``"300MB"``, for extractor and heads: heads that do not fit are read
-            from a file in ``cache_dir``, else in the system's folder for temporary files, or opened when their turn
-            comes; see `edge_ad.runtime.residency`. All stay loaded where None.
+            from a file in ``cache_dir``, else in the system's folder for temporary files, or opened from the bundle's
+            folder, which must stay, when their turn comes; see `edge_ad.runtime.residency`. All stay loaded where None.
 
     Raises:
         BundleError: the bundle is not whole or was changed; or not signed as required; see `read_bundle` for its kinds.
@@ -62,9 +60,7 @@ def load(
         VerificationError: the device computes something else than the exporter's, or there is no golden image.
         OutputWriteError: no room for the heads that a memory budget keeps aside.
     """
-    required = require_signature or os.environ.get(SIGNATURE_VARIABLE)
-    key = Path(required) if required else None
-    found = read_bundle(bundle, check_hashes=False, require_signature=key)
+    found = read_bundle(bundle, check_hashes=False, require_signature=require_signature)
     check_unchanged(found.path, [golden.file for golden in found.manifest.golden])  # the graphs: where they are read
     detector = open_detector(
         found.path,

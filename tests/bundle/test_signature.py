@@ -91,14 +91,19 @@ def test_a_required_signature_is_the_owners_or_an_error(
 
 
 def test_a_line_requires_a_signature_once_for_all(
-    tiny_bundle: Write, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Write, tmp_path: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, (private, public) = tiny_bundle(), keys
     monkeypatch.setenv("EDGE_AD_REQUIRE_SIGNATURE", str(public))
-    with pytest.raises(UnsignedBundleError):
-        edge_ad.load(bundle)
-    sign_bundle(bundle, private)
+    for read in (edge_ad.load, read_bundle, read_manifest):
+        with pytest.raises(UnsignedBundleError):
+            read(bundle)
+    sign_bundle(bundle, private)  # what is signed here need not be signed
     edge_ad.load(bundle).close()
+    assert read_bundle(bundle).manifest == read_manifest(bundle)
+    _, other = write_keys(tmp_path, "other")
+    with pytest.raises(WrongSignatureError):  # the argument goes before the environment
+        read_bundle(bundle, require_signature=other)
 
 
 def test_every_byte_of_a_signed_manifest_counts(tiny_bundle: Write, keys: tuple[Path, Path]) -> None:

@@ -33,7 +33,7 @@ def trained(run, plates: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_the_road(run, plates: Path, trained: Path, tmp_path: Path):
+def test_the_road(run, plates: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert sorted(path.name for path in (trained / "tile_models").iterdir()) == [
         f"r0{row}_c0{col}.safetensors" for row in (0, 1) for col in (0, 1)
     ]
@@ -68,7 +68,9 @@ def test_the_road(run, plates: Path, trained: Path, tmp_path: Path):
     code, out, err = run("export", trained, "--precision", "fp32", "-o", bundle)
     assert (code, out) == (2, "")
     assert err == f"error: {bundle} exists; choose another -o, or pass --overwrite\n"
-    assert run("export", trained, "--precision", "fp32", "--overwrite", "-o", bundle).code == 0
+    monkeypatch.setenv("EDGE_AD_REQUIRE_SIGNATURE", "release.pub")  # of the line that it is made for
+    code, _, err = run("export", trained, "--precision", "fp32", "--overwrite", "-o", bundle)
+    assert (code, err) == (0, f"{bundle} is not signed: edge-ad sign\n")
     code, _, err = run("export", trained, "--precision", "fp32", "--parity-tolerance", "0", "-o", tmp_path / "no")
     assert (code, err.count("\n")) == (3, 1)
     assert not (tmp_path / "no").exists()

@@ -11,24 +11,37 @@ def keys(tmp_path):
     return write_keys(tmp_path, "release")
 
 
-def test_sign_and_require(run, bundle, images, tmp_path, keys):
+@pytest.fixture(params=["option", "environment"])
+def required(request, monkeypatch, keys):
+    """What to add to a command, so that a signature is required."""
+    if request.param == "option":
+        return ("--require-signature", keys[1])
+    monkeypatch.setenv("EDGE_AD_REQUIRE_SIGNATURE", str(keys[1]))
+    return ()
+
+
+def test_sign_and_require(run, bundle, images, tmp_path, keys, required):
     """Each command that loads a bundle refuses it until it is signed."""
     private, public = keys
     commands = {
         "predict": (bundle, images, "-o", tmp_path / "out", "--overwrite"),
         "verify": (bundle,),
         "inspect": (bundle,),
+        "threshold": (bundle, "--good", images, "-o", tmp_path / "new"),
         "benchmark": (bundle, "--iterations", 2, "--warmup", 1, "--batch", 0),
     }
     for name, arguments in commands.items():
-        code, out, err = run(name, *arguments, "--require-signature", public)
+        code, out, err = run(name, *arguments, *required)
         assert (code, out) == (2, ""), name
         assert "a signature is required, and manifest.sig cannot be read" in err, name
     code, out, err = run("sign", bundle, "--key", private)
     assert (code, out, err) == (0, f"{bundle / 'manifest.sig'}: signed\n", "")
     for name, arguments in commands.items():
-        assert run(name, *arguments, "--require-signature", public).code == 0, name
-    assert f"signed by the owner of {public}" in run("verify", bundle, "--require-signature", public).out
+        assert run(name, *arguments, *required).code == 0, name
+    assert f"signed by the owner of {public}" in run("verify", bundle, *required).out
+    assert run("verify", tmp_path / "new", *required).code == 2  # thresholds of its own, and no signature yet
+    assert run("sign", tmp_path / "new", "--key", private).code == 0
+    assert run("verify", tmp_path / "new", *required).code == 0
 
 
 def test_evaluate_requires_a_signature_of_bundles_only(run, bundle, tmp_path, keys):

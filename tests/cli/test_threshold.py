@@ -62,6 +62,17 @@ def test_thresholds_by_the_rule(run, bundle: Path, good: Path, bad: Path, tmp_pa
     assert run("threshold", bundle, "--good", good, "--overwrite", "-o", output).code == 0
 
 
+def test_overwrite_replaces_bundles_alone(run, bundle: Path, good: Path, tmp_path: Path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    for name, message in (("precious", "holds no manifest.json"), ("file", "is not a folder")):
+        code, _, err = run("threshold", bundle, "--good", good, "--overwrite", "-o", tmp_path / name)
+        assert (code, message in err) == (2, True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_f1_needs_defects(run, bundle: Path, good: Path, bad: Path, tmp_path: Path):
     code, _, err = run("threshold", bundle, "--good", good, "--rule", "f1", "-o", tmp_path / "new")
     assert (code, "needs labelled images" in err) == (2, True)

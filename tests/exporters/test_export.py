@@ -253,11 +253,11 @@ def left_in(folder):
 )
 def test_nothing_is_written_when_a_gate_is_not_met(trained, tmp_path, options, error, message):
     (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle" / "mine.txt").write_text("keep")
+    (tmp_path / "bundle" / "manifest.json").write_text("of an earlier one")
     with pytest.raises(error, match=message):
         export_run(*trained, tmp_path / "bundle", options)
     assert left_in(tmp_path) == ["bundle"]
-    assert left_in(tmp_path / "bundle") == ["mine.txt"]
+    assert (tmp_path / "bundle" / "manifest.json").read_text() == "of an earlier one"
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
@@ -307,7 +307,10 @@ def test_an_existing_bundle_is_kept_unless_told_otherwise(trained, tmp_path):
     (tmp_path / "bundle" / "mine.txt").write_text("keep")
     with pytest.raises(OutputExistsError, match=r"bundle exists; choose another -o, or pass --overwrite"):
         export_run(*trained, tmp_path / "bundle", FP16, never)
+    with pytest.raises(OutputExistsError, match=r"bundle is not empty and holds no manifest\.json; choose another -o"):
+        export_run(*trained, tmp_path / "bundle", replace(FP16, overwrite=True), never)
     assert left_in(tmp_path / "bundle") == ["mine.txt"]
+    (tmp_path / "bundle" / "manifest.json").write_text("of an earlier one")
     export_run(*trained, tmp_path / "bundle", replace(FP16, overwrite=True))
     read_bundle(tmp_path / "bundle")
     assert left_in(tmp_path) == ["bundle"]
