@@ -7,6 +7,7 @@ runs ``predict`` without the training extra.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import traceback
@@ -121,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point. A known error becomes one line on stderr and its exit code; an unknown one keeps its traceback."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # our errors say in one line what it says in ten
     options: dict[str, bool] = {}  # what `group` finds out, so that errors of commands can be shown by it
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: file names may hold any bytes
     try:
         sys.exit(group.main(args=arguments, prog_name="edge-ad", standalone_mode=False, obj=options))
     except (click.Abort, click.ClickException, EdgeAdError, ModuleNotFoundError, OSError) as error:

@@ -10,7 +10,14 @@ from typing import Any, TypeVar
 
 import click
 
-from edge_ad.cli.options import device_option, precision_option, signature_option, write_json
+from edge_ad.cli.options import (
+    device_option,
+    memory_option,
+    precision_option,
+    signature_option,
+    threads_option,
+    write_json,
+)
 from edge_ad.progress import Progress
 from edge_ad.runtime.session import ExecutionPrecision
 
@@ -26,10 +33,8 @@ Timed = TypeVar("Timed")
 @click.option("--warmup", type=int, default=1000, show_default=True, help="Untimed runs at batch 1.")
 @click.option("--iterations", type=int, default=1000, show_default=True, help="Timed runs at batch 1.")
 @click.option("--throughput-iterations", type=int, help="Timed throughput runs.  [default: as --iterations]")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of inference.  [default: the engine's]")
-@click.option(
-    "--memory-budget", metavar="SIZE", help="Heads that do not fit, such as in 300MB, take turns.  [default: all fit]"
-)
+@threads_option
+@memory_option
 @click.option("--json", "json_path", type=click.Path(allow_dash=True), help="Write every sample here; - for stdout.")
 @click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), help="Write the tables here.")
 @click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write one self-contained page here.")

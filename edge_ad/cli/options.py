@@ -74,6 +74,17 @@ signature_option = click.option(
     type=click.Path(path_type=Path),
     help="Refuse a bundle that is not signed by the owner of this Ed25519 key, a PEM file.",
 )
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads of inference.  [default: the engine's]"
+)
+memory_option = click.option(
+    "--memory-budget", metavar="SIZE", help="Heads that do not fit, such as in 300MB, take turns.  [default: all fit]"
+)
+cache_dir_option = click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    help="Folder for graphs that OpenVINO has compiled (GPU, NPU), and for heads that a memory budget keeps aside.",
+)
 json_option = click.option(
     "--json",
     "json_target",

@@ -6,8 +6,17 @@ from pathlib import Path
 
 import click
 
-from edge_ad.cli.options import alpha_option, bits_option, device_option, precision_option, signature_option
-from edge_ad.errors import EdgeAdError, GateError
+from edge_ad.cli.options import (
+    alpha_option,
+    bits_option,
+    cache_dir_option,
+    device_option,
+    memory_option,
+    precision_option,
+    signature_option,
+    threads_option,
+)
+from edge_ad.errors import EdgeAdError, GateError, InputError
 from edge_ad.imaging import Alpha, PixelFormat
 from edge_ad.runtime.loading import load
 from edge_ad.runtime.predictions import RESULTS, named_images, predict_files, prepare_output
@@ -19,9 +28,13 @@ from edge_ad.runtime.predictions import RESULTS, named_images, predict_files, pr
 @device_option
 @precision_option
 @signature_option
+@threads_option
+@memory_option
+@cache_dir_option
 @bits_option
 @alpha_option
 @click.option("--tiles", is_flag=True, help="Draw the tiles and their raw scores too.")
+@click.option("--no-images", is_flag=True, help="Write results.jsonl alone, no overlays and no masks.")
 @click.option("--self-test", is_flag=True, help="Run the bundle's golden images on the device first.")
 @click.option("--fail-on-anomaly", is_flag=True, help="Exit with 3 where an image is anomalous.")
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier call.")
@@ -34,9 +47,13 @@ def command(
     device: str,
     precision: str,
     require_signature: Path | None,
+    threads: int | None,
+    memory_budget: str | None,
+    cache_dir: Path | None,
     bits: int | None,
     alpha: str,
     tiles: bool,
+    no_images: bool,
     self_test: bool,
     fail_on_anomaly: bool,
     overwrite: bool,
@@ -48,18 +65,30 @@ def command(
     size) and results.jsonl, one line per image as soon as it is done. On stdout: score, verdict, image. An image that
     cannot be read, or for which the model gives NaN, does not stop the others; the exit code is then 1.
     """
+    if tiles and no_images:
+        raise InputError("--tiles: drawn on the overlays, which --no-images leaves out")
     images = named_images(sources)
     failed = anomalous = 0
     with load(
         bundle,
         device,
         precision=precision,
+        threads=threads,
+        cache_dir=cache_dir,
         require_signature=require_signature,
         self_test=self_test,
+        memory_budget=memory_budget,
     ) as detector:
-        prepare_output(output, overwrite=overwrite)
-        pixel_format = PixelFormat(bits, Alpha(alpha))
-        for prediction in predict_files(detector, images, output, pixel_format=pixel_format, tiles=tiles):
+        prepare_output(output, [path for _, path in images], overwrite=overwrite)
+        predictions = predict_files(
+            detector,
+            images,
+            output,
+            pixel_format=PixelFormat(bits, Alpha(alpha)),
+            tiles=tiles,
+            pictures=not no_images,
+        )
+        for prediction in predictions:
             if prediction.result is None:
                 failed += 1
                 click.echo(f"error: {prediction.error}", err=True)

@@ -1,15 +1,22 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from datetime import datetime
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from tiny_bundle import expected_score, some_image, tiny_manifest, tiny_setup
 
+import edge_ad
+from edge_ad import atomic
 from edge_ad.cli import predict
+from edge_ad.errors import OutputWriteError
 from edge_ad.imaging import read_image, write_png
+from edge_ad.runtime.predictions import predict_files
 
 SIZE = tiny_setup().image_size
 
@@ -50,6 +57,7 @@ def test_outputs_have_the_size_of_the_image(run, bundle, tmp_path):
     assert run("predict", bundle, tmp_path / "large.png", "-o", tmp_path / "out").code == 0
     (record,) = records(tmp_path / "out")
     assert (record["image_size"], record["map_size"]) == ([101, 83], list(SIZE))
+    assert not list(tmp_path.rglob("*.part*"))
     for kind in ("overlay", "mask"):
         assert read_image(tmp_path / "out" / record[kind]).shape[:2] == (101, 83)
 
@@ -112,11 +120,61 @@ def test_an_image_without_a_verdict_does_not_stop_the_others(run, bundle, images
     monkeypatch.setattr(predict, "load", load)
     code, out, err = run("predict", bundle, images, "-o", tmp_path / "out")
     assert (code, len(out.splitlines())) == (1, 1)
-    assert "error: tile r00_c01: the model gave NaN or infinity on CPU" in err
+    message = f"{images / 'noise.png'}: tile r00_c01: the model gave NaN or infinity on CPU"
+    assert f"error: {message}" in err
     assert "error: 1 of 2 images could not be inspected" in err
     grey, noise = records(tmp_path / "out")
     assert grey["pred_label"] is False
     assert noise.keys() == {"source", "time_utc", "verdict", "error"}
+    assert noise["error"].startswith(message)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems take no such name")
+def test_a_name_that_stdout_cannot_encode(run, bundle, images, tmp_path):
+    """A Latin-1 name of old: no UTF-8, so Python has it with a lone surrogate."""
+    (images / "noise.png").rename(images / os.fsdecode(b"t\xfcr.png"))
+    code, out, _ = run("predict", bundle, images, "-o", tmp_path / "out")
+    assert (code, len(out.splitlines())) == (0, 2)
+    assert out.endswith("t\\udcfcr.png\n")
+    last = records(tmp_path / "out")[-1]
+    assert os.fsencode(last["source"]).endswith(b"t\xfcr.png")
+    assert (tmp_path / "out" / last["mask"]).exists()
+
+
+def test_the_longest_names(run, bundle, images, tmp_path):
+    grey = (images / "grey.png").read_bytes()
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / ("n" * 251 + ".png")).write_bytes(grey)
+    assert run("predict", bundle, tmp_path / "a", tmp_path / "b", images, "-o", tmp_path / "out").code == 0
+    found = records(tmp_path / "out")
+    assert len({record["mask"] for record in found}) == 4
+    assert all((tmp_path / "out" / record[kind]).exists() for record in found for kind in ("overlay", "mask"))
+
+
+def test_results_alone(run, bundle, images, tmp_path):
+    output = tmp_path / "out"
+    assert run("predict", bundle, images, "-o", output).code == 0
+    with_images = records(output)
+    assert run("predict", bundle, images, "--no-images", "--overwrite", "-o", output).code == 0
+    assert [path.name for path in output.iterdir()] == ["results.jsonl"]
+    for record, before in zip(records(output), with_images, strict=True):
+        assert record.keys() == before.keys() - {"overlay", "mask"}
+        assert record["raw_score"] == before["raw_score"]
+    code, _, err = run("predict", bundle, images, "--no-images", "--tiles", "-o", tmp_path / "new")
+    assert (code, err) == (2, "error: --tiles: drawn on the overlays, which --no-images leaves out\n")
+
+
+def test_only_results_are_written_to_the_disk_at_once(run, bundle, images, tmp_path, monkeypatch):
+    """Not flushed: overlays and masks, two files and two folders per image."""
+    flushed = []
+    flush = atomic._flush
+    monkeypatch.setattr(atomic, "_flush", lambda path: flushed.append(path) or flush(path))
+    for number in range(3):
+        write_png(images / f"{number}.png", np.full((*SIZE, 3), 90, np.uint8))
+    flushed.clear()
+    assert run("predict", bundle, images, "-o", tmp_path / "out").code == 0
+    assert flushed == [tmp_path / "out"] * 2  # which has two new folders
 
 
 def test_earlier_results_are_replaced_only_when_asked(run, bundle, images, tmp_path):
@@ -130,6 +188,59 @@ def test_earlier_results_are_replaced_only_when_asked(run, bundle, images, tmp_p
     assert run("predict", bundle, images / "grey.png", "--overwrite", "-o", output).code == 0
     assert len(records(output)) == 1
     assert sorted(path.name for path in output.rglob("*.*")) == ["grey.png", "grey.png", "notes.txt", "results.jsonl"]
+
+
+def test_what_others_put_among_the_results_stays(run, bundle, images, tmp_path):
+    output = tmp_path / "out"
+    run("predict", bundle, images, "-o", output)
+    (output / "overlays" / "mine.png").write_text("mine")
+    (tmp_path / "elsewhere.png").write_text("mine")
+    named = ["../../elsewhere.png", "", "..", 7, "\0"]
+    lines = [json.dumps({"overlay": name, "mask": name}) for name in named]
+    with (output / "results.jsonl").open("a") as results:
+        results.write("\n".join([*lines, "[1]", '{"overlay": "overlays/mi']))  # killed while it wrote
+    assert run("predict", bundle, images / "grey.png", "--overwrite", "-o", output).code == 0
+    left = sorted(path.relative_to(output).as_posix() for path in output.rglob("*.*"))
+    assert left == ["masks/grey.png", "overlays/grey.png", "overlays/mine.png", "results.jsonl"]
+    assert (tmp_path / "elsewhere.png").exists()
+
+
+@pytest.mark.parametrize("through", ["folder", "link", "links"])
+def test_sources_among_the_earlier_results_are_refused(run, bundle, images, tmp_path, through):
+    output = tmp_path / "out"
+    run("predict", bundle, images, "-o", output)
+    before = sorted(output.rglob("*"))
+    sources = output / "overlays"
+    if through == "link":
+        sources = tmp_path / "linked"
+        sources.symlink_to(output / "overlays")
+    elif through == "links":
+        sources = tmp_path / "links"
+        sources.mkdir()
+        (sources / "a.png").symlink_to(output / "masks" / "noise.png")
+    code, _, err = run("predict", bundle, sources, "--overwrite", "-o", output)
+    assert (code, "lies among the earlier results" in err) == (2, True)
+    assert sorted(output.rglob("*")) == before
+    assert len(records(output)) == 2
+
+
+def test_outputs_that_cannot_be_written_are_one_line(run, bundle, images, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    code, out, err = run("predict", bundle, images, "-o", tmp_path / "file" / "out")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"error: cannot write {tmp_path / 'file' / 'out'}: Not a directory")
+    (tmp_path / "out" / "results.jsonl").mkdir(parents=True)
+    code, out, err = run("predict", bundle, images, "--overwrite", "-o", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert "is not empty and holds no earlier results" in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+def test_a_full_disk_under_the_results_is_one_line(run, bundle, images, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.jsonl").symlink_to("/dev/full")
+    with edge_ad.load(bundle) as detector, pytest.raises(OutputWriteError, match=r"results\.jsonl: No space left"):
+        list(predict_files(detector, [("grey", images / "grey.png")], tmp_path / "out"))
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(run, bundle, images):
@@ -186,8 +297,8 @@ def test_bits(run, bundle, tmp_path):
 def test_device_and_precision_reach_the_runtime(run, bundle, images, tmp_path, monkeypatch):
     calls = []
 
-    def load(bundle, device, *, precision, require_signature, self_test):
-        calls.append((device, precision, self_test))
+    def load(bundle, device, *, require_signature, **options):
+        calls.append((device, *options.values()))
         return real(bundle)
 
     real = predict.load
@@ -195,8 +306,22 @@ def test_device_and_precision_reach_the_runtime(run, bundle, images, tmp_path, m
     assert (
         run("predict", bundle, images, "-d", "NPU", "--precision", "f16", "--self-test", "-o", tmp_path / "a").code == 0
     )
-    assert run("predict", bundle, images, "-o", tmp_path / "b").code == 0
-    assert calls == [("NPU", "f16", True), ("CPU", "auto", False)]
+    options = ("--threads", 2, "--memory-budget", "300MB", "--cache-dir", "compiled")
+    assert run("predict", bundle, images, *options, "-o", tmp_path / "b").code == 0
+    assert calls == [
+        ("NPU", "f16", None, None, True, None),
+        ("CPU", "auto", 2, Path("compiled"), False, "300MB"),
+    ]
+
+
+def test_a_memory_budget_changes_no_score(run, bundle, images, tmp_path):
+    run("predict", bundle, images, "--precision", "f32", "-o", tmp_path / "all")
+    options = ("--memory-budget", "100KB", "--threads", 1, "--cache-dir", tmp_path / "compiled")
+    assert run("predict", bundle, images, "--precision", "f32", *options, "-o", tmp_path / "turns").code == 0
+    found = [[record["raw_score"] for record in records(tmp_path / name)] for name in ("all", "turns")]
+    assert found[0] == found[1]
+    code, _, err = run("predict", bundle, images, "--memory-budget", "some", "-o", tmp_path / "none")
+    assert (code, "expected bytes, or a size such as '300MB'" in err) == (2, True)
 
 
 def test_a_device_that_is_not_there(run, bundle, images, tmp_path):
