@@ -36,8 +36,13 @@ MODEL_INFO = {
 }
 
 
-def write_tile(bundle: Bundle, location: Location, path: Path) -> Path:
-    """Write the tile at ``location`` as ``path`` (.xml, and .bin beside it).
+def write_tile(bundle: Bundle, tile: str | None, path: Path) -> Path:
+    """Write a tile as ``path``, to which .xml is appended where it does not end so, and .bin beside it.
+
+    Args:
+        bundle: of OpenVINO graphs.
+        tile: its name, such as "r00_c01"; None: the only one.
+        path: of the file to open.
 
     Input: ``image`` float32 NHWC RGB in [0, 255], the type ModelAPI converts to. Outputs: ``anomaly_map`` (N, 1, h, w)
     and ``pred_score`` (N,) float32 in [0, 1] with 0.5 at the threshold, ``pred_label`` (N,) and ``pred_mask``
@@ -45,11 +50,15 @@ def write_tile(bundle: Bundle, location: Location, path: Path) -> Path:
 
     Raises:
         InputError: not an OpenVINO bundle, no such tile, or its thresholds hold for merged values only.
-        OutputExistsError, OutputWriteError: ``path`` is there already, or cannot be written.
+        OutputExistsError, OutputWriteError: a file is there already, or cannot be written.
     """
-    path = Path(path).with_suffix(".xml")
-    if path.exists():
-        raise OutputExistsError(f"{path} exists; choose another file")
+    path = Path(path)
+    if path.suffix != ".xml":
+        path = path.with_name(f"{path.name}.xml")  # not with_suffix: a name may hold dots
+    for file in (path, path.with_suffix(".bin")):
+        if file.exists():
+            raise OutputExistsError(f"{file} exists; choose another file")
+    location = _location(bundle, tile)
     score, map_scale = _scales(bundle, location)
     model = _merged(bundle, location, score, map_scale)
     for key, value in MODEL_INFO.items():
@@ -69,14 +78,22 @@ def write_tile(bundle: Bundle, location: Location, path: Path) -> Path:
     return path
 
 
+def _location(bundle: Bundle, tile: str | None) -> Location:
+    locations = bundle.manifest.setup.grid.locations
+    by_name = {location.name: location for location in locations}
+    names = ", ".join(by_name)
+    if tile is None and len(by_name) > 1:
+        raise InputError(f"{bundle.path} has {len(by_name)} tiles; choose one of {names}")
+    if tile is not None and tile not in by_name:
+        raise InputError(f"{bundle.path} has no tile {tile}; it has {names}")
+    return locations[0] if tile is None else by_name[tile]
+
+
 def _scales(bundle: Bundle, location: Location) -> tuple[Scale, Scale]:
     """Scales of one tile's score and map."""
     manifest, locations = bundle.manifest, bundle.manifest.setup.grid.locations
     if manifest.format is not Format.OPENVINO:
         raise InputError(f"{bundle.path} is an {manifest.format} bundle; ModelAPI needs one of --format openvino")
-    if location not in locations:
-        names = ", ".join(each.name for each in locations)
-        raise InputError(f"{bundle.path} has no tile {location.name}; it has {names}")
     if manifest.setup.extractor_scope is ExtractorScope.IMAGE and len(locations) > 1:
         raise InputError(f"the extractor of {bundle.path} sees whole images; train with --extractor-scope tile")
     norm = manifest.normalisation

@@ -29,6 +29,7 @@ COMMANDS = {
     "export": "Turn a run into a bundle for the edge.",
     "threshold": "Fit a bundle's thresholds anew, on images from the line.",
     "sign": "Sign a bundle, so that a line can require it.",
+    "tile": "Write a tile of a bundle as one model for OpenVINO Model API.",
     "predict": "Inspect images: scores, overlays, masks.",
     "benchmark": "Time bundles by the EfficientAD protocol.",
     "compare": "Tell what changed between two benchmarks.",
@@ -121,9 +122,9 @@ def group(ctx: click.Context, verbose: bool, quiet: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point. A known error becomes one line on stderr and its exit code; an unknown one keeps its traceback."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # our errors say in one line what it says in ten
-    options: dict[str, bool] = {}  # what `group` finds out, so that errors of commands can be shown by it
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: file names may hold any bytes
+    options: dict[str, bool] = {}  # what `group` finds out, so that errors of commands can be shown by it
     try:
         sys.exit(group.main(args=arguments, prog_name="edge-ad", standalone_mode=False, obj=options))
     except (click.Abort, click.ClickException, EdgeAdError, ModuleNotFoundError, OSError) as error:

@@ -42,7 +42,7 @@ def expected(bundle, tile):
 
 
 def test_image_to_verdict_in_one_graph(bundle, tmp_path):
-    path = write_tile(bundle, WHERE, tmp_path / "tile.xml")
+    path = write_tile(bundle, WHERE.name, tmp_path / "tile.xml")
     compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     (port,) = compiled.inputs
     assert (port.any_name, list(port.partial_shape)[1:]) == ("image", [23, 29, 3])
@@ -58,14 +58,14 @@ def test_image_to_verdict_in_one_graph(bundle, tmp_path):
 
 
 def test_several_tiles_at_once(bundle, tmp_path):
-    compiled = ov.Core().compile_model(write_tile(bundle, WHERE, tmp_path / "tile"), "CPU")
+    compiled = ov.Core().compile_model(write_tile(bundle, WHERE.name, tmp_path / "tile"), "CPU")
     outputs = compiled({"image": np.zeros((3, 23, 29, 3), np.float32)})
     assert outputs["anomaly_map"].shape == (3, 1, 23, 29)
     assert outputs["pred_label"].shape == (3,)
 
 
 def test_metadata(bundle, tmp_path):
-    model = ov.Core().read_model(write_tile(bundle, WHERE, tmp_path / "tile.xml"))
+    model = ov.Core().read_model(write_tile(bundle, WHERE.name, tmp_path / "tile.xml"))
     found = {key: model.get_rt_info(["model_info", key]).astype(str) for key in MODEL_INFO}
     assert found == MODEL_INFO
     assert found["model_type"] == "AnomalyDetection"
@@ -74,7 +74,7 @@ def test_metadata(bundle, tmp_path):
 def test_model_api_opens_it(bundle, tmp_path):
     """With BGR frames of any size, as OpenCV reads them. Run with 0.4.7, which asks for an older OpenCV than we do."""
     models = pytest.importorskip("model_api.models", reason="openvino-model-api is not installed")
-    path = write_tile(bundle, WHERE, tmp_path / "tile.xml")
+    path = write_tile(bundle, WHERE.name, tmp_path / "tile.xml")
     model = models.Model.create_model(str(path), device="CPU")
     assert type(model).__name__ == "AnomalyDetection"
     tile = some_tile(bundle)
@@ -91,12 +91,12 @@ def test_model_api_opens_it(bundle, tmp_path):
 
 def test_a_shared_model_serves_every_tile(tiny_bundle, tmp_path):
     bundle = read_bundle(tiny_bundle(tiny_manifest(tiny_setup(sharing=Sharing.ALL), normalisation=BY_TILE)))
-    write_tile(bundle, WHERE, tmp_path / "tile.xml")
+    write_tile(bundle, WHERE.name, tmp_path / "tile.xml")
 
 
 def test_a_single_tile_has_the_images_thresholds(tiny_bundle, tmp_path):
     bundle = read_bundle(tiny_bundle(tiny_manifest(tiny_setup((23, 29), (23, 29), (23, 29)))))
-    compiled = ov.Core().compile_model(write_tile(bundle, Location(0, 0), tmp_path / "tile.xml"), "CPU")
+    compiled = ov.Core().compile_model(write_tile(bundle, None, tmp_path / "tile.xml"), "CPU")
     tile = some_image(bundle.manifest.setup)
     raw = expected_tile(tile, Location(0, 0))[1]
     got = compiled({"image": tile[None].astype(np.float32)})["pred_score"]
@@ -108,15 +108,27 @@ def test_refusals(tiny_bundle, bundle, tmp_path):
     with pytest.raises(
         InputError, match=r"fitted on 4 merged tiles and say nothing of one; train with --normalise tile"
     ):
-        write_tile(merged, WHERE, tmp_path / "tile.xml")
+        write_tile(merged, WHERE.name, tmp_path / "tile.xml")
     with pytest.raises(InputError, match="has no tile r07_c00; it has r00_c00, r00_c01, r01_c00, r01_c01"):
-        write_tile(bundle, Location(7, 0), tmp_path / "tile.xml")
+        write_tile(bundle, "r07_c00", tmp_path / "tile.xml")
+    with pytest.raises(InputError, match="has 4 tiles; choose one of r00_c00, r00_c01, r01_c00, r01_c01"):
+        write_tile(bundle, None, tmp_path / "tile.xml")
     other = read_bundle(tiny_bundle(tiny_manifest(normalisation=BY_TILE), Format.ONNX, name="onnx"))
     with pytest.raises(InputError, match="is an onnx bundle; ModelAPI needs one of --format openvino"):
-        write_tile(other, WHERE, tmp_path / "tile.xml")
+        write_tile(other, WHERE.name, tmp_path / "tile.xml")
     (tmp_path / "tile.xml").write_text("mine")
     with pytest.raises(OutputExistsError, match=r"tile\.xml exists"):
-        write_tile(bundle, WHERE, tmp_path / "tile.xml")
+        write_tile(bundle, WHERE.name, tmp_path / "tile.xml")
+    (tmp_path / "constants.bin").write_text("mine")
+    with pytest.raises(OutputExistsError, match=r"constants\.bin exists"):
+        write_tile(bundle, WHERE.name, tmp_path / "constants.xml")
+    assert not (tmp_path / "constants.xml").exists()
+
+
+def test_names_with_dots_are_kept(bundle, tmp_path):
+    files = [write_tile(bundle, name, tmp_path / "out" / f"bolt.{name}") for name in ("r00_c00", "r00_c01")]
+    assert [file.name for file in files] == ["bolt.r00_c00.xml", "bolt.r00_c01.xml"]
+    assert len(list((tmp_path / "out").iterdir())) == 4
 
 
 def test_a_full_disk_leaves_nothing(bundle, tmp_path):
@@ -126,7 +138,7 @@ def test_a_full_disk_leaves_nothing(bundle, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
     try:
         with pytest.raises(OutputWriteError, match=r"cannot write .*tile\.xml"):
-            write_tile(bundle, WHERE, folder / "tile.xml")
+            write_tile(bundle, WHERE.name, folder / "tile.xml")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(folder.iterdir()) == []
