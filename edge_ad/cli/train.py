@@ -47,7 +47,7 @@ from edge_ad.tiling import Size
 @click.option("--weights", default="auto", show_default=True, metavar="auto|none|FILE", help="Pretrained weights.")
 @click.option(
     "--schedule",
-    help="Of a trained method: 'paper', 200 steps of the tiled ensemble's paper, or 'original', its own authors'.  "
+    help="Of a trained method: 'paper', 200 steps of 32 tiles as in the tiled ensemble's, or 'original', its authors'.  "
     "[default: paper, where the method has both]",
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps; replaces the schedule's.")

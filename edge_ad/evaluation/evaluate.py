@@ -17,7 +17,7 @@ from edge_ad.errors import InputError
 from edge_ad.evaluation.curve import Curve
 from edge_ad.evaluation.image_metrics import ImageCurves, ImageMetrics, check_labels, image_auroc, image_metrics
 from edge_ad.evaluation.pixel_metrics import PRO_LIMIT, PixelCurves, PixelMetrics, pooled_metrics
-from edge_ad.evaluation.pixel_pool import pool_pixels
+from edge_ad.evaluation.pixel_pool import label_regions, pool_pixels
 from edge_ad.evaluation.spro import SPRO_LIMIT, SproMetrics, spro_metrics
 from edge_ad.imaging import image_size, resize_map
 from edge_ad.progress import Progress, no_progress
@@ -86,7 +86,8 @@ class PixelEvaluation:
         aupro_by_defect: AUPRO of the images of each kind of defect and all normal ones; a kind all of whose masks
             vanish is left out.
         spro: None where the data set does not say how much of a region must be found.
-        size: (height, width) of the comparison: maps resized linearly, masks by the nearest pixel.
+        size: (height, width) of the comparison: maps resized linearly, masks by the nearest pixel, after their regions
+            were told apart.
         lost_masks: number of anomalous images whose masks vanish at ``size``: choose a larger one where it is not 0.
     """
 
@@ -222,10 +223,10 @@ def _pixels(
         kinds.setdefault(sample.defect if sample.label else _NORMAL, []).append(index)
     pools, lost_masks = {}, 0
     for kind, chosen in sorted(kinds.items()):
-        masks = [_mask(samples[index], size) for index in chosen]
-        lost_masks += sum(bool(samples[i].masks) and not mask.any() for i, mask in zip(chosen, masks, strict=True))
+        labels = [_labels_of(samples[index], size) for index in chosen]
+        lost_masks += sum(bool(samples[i].masks) and not each.any() for i, each in zip(chosen, labels, strict=True))
         regions = [_regions(samples[index], size, defects_config) for index in chosen]
-        pools[kind] = pool_pixels([resize_map(maps[index], size) for index in chosen], masks, regions)
+        pools[kind] = pool_pixels([resize_map(maps[index], size) for index in chosen], labels, regions)
     metrics, curves = pooled_metrics(list(pools.values()), pro_limit)
     normal = pools.pop(_NORMAL)
     aupro_by_defect = {
@@ -247,10 +248,10 @@ def _regions(sample: Sample, size: Size, config: DefectsConfig | None) -> list[R
     return read_regions(sample, image_size(sample.path), config, size)
 
 
-def _mask(sample: Sample, size: Size) -> NDArray[np.bool_]:
+def _labels_of(sample: Sample, size: Size) -> NDArray[np.int32]:
     if not sample.masks:
-        return np.zeros(size, bool)
-    return read_masks(sample, image_size(sample.path), size)
+        return np.zeros(size, np.int32)
+    return label_regions(read_masks(sample, image_size(sample.path)), size)
 
 
 def _labels(samples: Sequence[Sample]) -> NDArray[np.bool_]:

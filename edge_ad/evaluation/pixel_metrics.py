@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edge_ad.errors import InputError, UndefinedMetricError
 from edge_ad.evaluation.curve import Curve
-from edge_ad.evaluation.pixel_pool import CONNECTIVITY, PixelPool, Ranking, RegionPixels, pool_pixels
+from edge_ad.evaluation.pixel_pool import CONNECTIVITY, PixelPool, Ranking, RegionPixels, label_regions, pool_pixels
 
 PRO_LIMIT = 0.3
 
@@ -62,7 +62,7 @@ def pixel_metrics(
         NonFiniteValuesError, MaskSizeError: see `pool_pixels`.
         UndefinedMetricError, InputError: see `pooled_metrics`.
     """
-    return pooled_metrics([pool_pixels(maps, masks)], pro_limit)
+    return pooled_metrics([pool_pixels(maps, [label_regions(mask) for mask in masks])], pro_limit)
 
 
 def pooled_metrics(pools: Sequence[PixelPool], pro_limit: float = PRO_LIMIT) -> tuple[PixelMetrics, PixelCurves]:

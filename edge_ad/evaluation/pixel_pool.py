@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from edge_ad.data.saturation import Region
 from edge_ad.errors import MaskSizeError, NonFiniteValuesError
 from edge_ad.evaluation.curve import Curve
-from edge_ad.tiling import format_size
+from edge_ad.tiling import Size, format_size
 
 CONNECTIVITY = 8
 
@@ -61,30 +61,46 @@ class PixelPool:
     saturated: RegionPixels
 
 
+def label_regions(mask: NDArray[np.bool_], size: Size | None = None) -> NDArray[np.int32]:
+    """The connected regions of ``mask`` (H, W), numbered from 1, at ``size`` or the mask's own; 0 outside of them.
+
+    Numbered before they are resized, by the nearest pixel: a crack of one pixel that a smaller mask shows in pieces
+    stays one region. A region that vanishes leaves a gap in the numbers.
+    """
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=CONNECTIVITY)
+    if size is not None and size != mask.shape:
+        labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return np.asarray(labels, np.int32)
+
+
 def pool_pixels(
     maps: Sequence[NDArray[np.float32]],
-    masks: Sequence[NDArray[np.bool_]],
+    labels: Sequence[NDArray[np.int32]],
     regions: Sequence[Sequence[Region]] = (),
 ) -> PixelPool:
-    """Pool raw maps float32 (H, W) with masks bool (H, W), the union of ``regions`` of each image where there are any.
+    """Pool raw maps float32 (H, W) with the `label_regions` of their masks.
+
+    Args:
+        maps, labels: of each image.
+        regions: of each image, where the data set defines them itself; their union is what is labelled.
 
     Raises:
         NonFiniteValuesError: a map holds NaN or infinity.
-        MaskSizeError: a mask and its map differ in size.
+        MaskSizeError: labels and their map differ in size.
     """
-    normal = np.empty(sum(int(np.count_nonzero(~mask)) for mask in masks), np.float32)
+    normal = np.empty(sum(int(np.count_nonzero(each == 0)) for each in labels), np.float32)
     connected, filled = [], 0
-    for index, (anomaly_map, mask) in enumerate(zip(maps, masks, strict=True)):
-        if anomaly_map.shape != mask.shape:
+    for index, (anomaly_map, numbers) in enumerate(zip(maps, labels, strict=True)):
+        if anomaly_map.shape != numbers.shape:
             raise MaskSizeError(
-                f"anomaly map {index} is {format_size(anomaly_map.shape)}, but its mask {format_size(mask.shape)}"
+                f"anomaly map {index} is {format_size(anomaly_map.shape)}, but its mask {format_size(numbers.shape)}"
             )
         if not np.isfinite(anomaly_map).all():
             raise NonFiniteValuesError(f"anomaly map {index} holds NaN or infinity")
         outside = anomaly_map.ravel()
-        if mask.any():
-            connected.append(_connected(anomaly_map, mask))
-            outside = anomaly_map[~mask]
+        if numbers.any():
+            connected.append(_connected(anomaly_map, numbers))
+            outside = anomaly_map[numbers == 0]
         normal[filled : filled + outside.size] = outside
         filled += outside.size
     normal.sort()
@@ -139,11 +155,11 @@ class Ranking:
         return self.curve(np.minimum(np.cumsum(shares[self.order] / regions)[self.last], 1.0))
 
 
-def _connected(anomaly_map: NDArray[np.float32], mask: NDArray[np.bool_]) -> RegionPixels:
-    """Each of n pixels completes its component by 1 / n."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=CONNECTIVITY)
-    sizes = stats[labels[mask], cv2.CC_STAT_AREA]
-    return RegionPixels(anomaly_map[mask], 1.0 / sizes, count - 1)  # label 0 is the background
+def _connected(anomaly_map: NDArray[np.float32], labels: NDArray[np.int32]) -> RegionPixels:
+    """Each of n pixels completes its region by 1 / n."""
+    inside = labels > 0
+    sizes = np.bincount(labels[inside])
+    return RegionPixels(anomaly_map[inside], 1.0 / sizes[labels[inside]], int(np.count_nonzero(sizes)))
 
 
 def _saturated(anomaly_map: NDArray[np.float32], region: Region) -> RegionPixels:

@@ -65,9 +65,12 @@ class CfaHead(nn.Module):
 
     def nearest(self, described: Tensor, count: int) -> Tensor:
         """Squared distances (N, P, count) to the nearest centres, ascending, of ``described`` (N, P, D)."""
-        squares = (described * described).sum(2, keepdim=True) + (self.centres * self.centres).sum(1)
-        distances = squares - 2 * (described @ self.centres.T)
-        return F.relu(distances.topk(count, dim=2, largest=False).values)
+        # The difference of large numbers: bfloat16 would leave nothing of it
+        with torch.autocast(described.device.type, enabled=False):
+            described = described.float()
+            squares = (described * described).sum(2, keepdim=True) + (self.centres * self.centres).sum(1)
+            distances = squares - 2 * (described @ self.centres.T)
+            return F.relu(distances.topk(count, dim=2, largest=False).values)
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """(anomaly_map (N, 1, h, w), pred_score (N,)) float32."""

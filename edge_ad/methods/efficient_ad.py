@@ -46,7 +46,11 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for ima
 HARD_SHARE = 0.001  # of the differences: the mean over those above their 0.999 quantile
 QUANTILES = (0.9, 0.995)
 AT_UPPER_QUANTILE = 0.1  # of the scaled map
-SMALLEST_EXTENT = 1e-12  # between the quantiles of a constant map
+# On a location that never changes, such as a saturated background, all is constant, and to divide by it would make a
+# wonder of any grain. Channels of a distilled teacher vary by about 1 over photographs; distances of a trained student
+# by 0.001 and more over normal tiles.
+SMALLEST_STD = 0.05
+SMALLEST_EXTENT = 1e-4  # between the quantiles of a map
 _ADAM = functools.partial(torch.optim.Adam, weight_decay=1e-5)
 
 
@@ -223,7 +227,7 @@ class EfficientAd(GradientModel):
         assert isinstance(head, EfficientAdHead)
         mean, std = channel_range(description for _, description in batches)
         head.teacher_mean.copy_(mean)
-        head.teacher_std.copy_(std)
+        head.teacher_std.copy_(std.clamp(min=SMALLEST_STD))
 
     def loss(self, head: nn.Module, inputs: Inputs) -> Tensor:
         """Hard loss and penalty of the student, and what trains the autoencoder and the student's other half."""

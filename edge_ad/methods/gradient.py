@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from edge_ad.errors import BatchTooLargeError, DivergedError, InputError, TooFewImagesError
 from edge_ad.methods.full_float32 import full_float32
@@ -31,6 +32,8 @@ VALIDATION_FRACTION = 0.2  # of the training images, where a schedule keeps the 
 # of the head. On a CPU there is nothing to wait for.
 STEPS_PER_LOOK = {"cpu": 1, "cuda": 50}
 
+SETTLING_BATCHES = 8  # that batch normalisation is measured on once the weights stand
+
 Inputs = tuple[Tensor, ...]  # what a head is fed: the tile where it takes it, then the features
 
 
@@ -43,7 +46,7 @@ class Schedule:
         learning_rate: until ``decay_at`` of the steps; a tenth of it from there on.
         batch_size: tiles per step, always whole: what is left of an epoch is dropped.
         steps: updates.
-        epochs: passes over the training tiles, where ``steps`` is None.
+        epochs: passes over the training tiles, where ``steps`` is None; what is dropped of each is made up for.
         keep_best: hold out `VALIDATION_FRACTION` of the images, and keep the state of lowest loss on them. They are
             training images, drawn by seed; thresholds are fitted on others.
         decay_at: fraction of the steps.
@@ -78,8 +81,8 @@ class GradientModel(TileModel):
 
     Args:
         tile_size, config: see `TileModel`.
-        schedule: one of `schedules`: ``"paper"``, 200 steps of 32 tiles as in arXiv 2403.04932, or ``"original"``, the
-            method's own authors'; `default_schedule` where None.
+        schedule: one of `schedules`: ``"paper"``, 200 steps of 32 tiles as arXiv 2403.04932 trains FastFlow and Reverse
+            Distillation, or ``"original"``, the method's own authors'; `default_schedule` where None.
         steps, batch_size, learning_rate: replace the schedule's.
         bf16: run convolutions and products of training steps in bfloat16, weights stay float32: up to twice the speed
             on machines that have it.
@@ -211,7 +214,7 @@ class GradientModel(TileModel):
     ) -> Losses:
         schedule, where = self.schedule, inputs.tiles.locations[0].name
         size, epoch = schedule.batch_size, len(training) // schedule.batch_size
-        steps = schedule.steps or (schedule.epochs or 1) * epoch
+        steps = schedule.steps or (schedule.epochs or 1) * math.ceil(len(training) / size)
         fused = {"fused": True} if self.device.type == "cuda" else {}  # a few kernels per step instead of dozens
         optimiser = schedule.optimiser(stage.module.parameters(), lr=schedule.learning_rate, **fused)
         per_look, unseen = STEPS_PER_LOOK[self.device.type], list[Tensor]()
@@ -244,9 +247,31 @@ class GradientModel(TileModel):
             progress(step, steps, stage.what)
         if schedule.keep_best:
             head.load_state_dict(best)
+        self._settle(stage, head, inputs, training)
         sums = torch.stack([value.detach().sum() for value in stage.module.parameters()])
         _check_finite(sums.sum().item(), where, steps, good)
         return Losses(stage.what, tuple(seen), tuple(validated), kept)
+
+    @torch.no_grad()
+    @full_float32()
+    def _settle(self, stage: Stage, head: nn.Module, inputs: HeadInputs, training: Sequence[int]) -> None:
+        """Measure the means and variances of batch normalisation anew, over `SETTLING_BATCHES` with the weights kept.
+
+        While weights move, their running averages lag: after 20 steps an eighth of them is still what they began as.
+        Source: Wu and Johnson, "Rethinking Batch in BatchNorm", arXiv 2105.07576, section 3 ("PreciseBN").
+        """
+        layers = [layer for layer in stage.module.modules() if isinstance(layer, _BatchNorm)]
+        if not layers:
+            return
+        momenta = [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # the plain mean of all batches
+        head.train()
+        for batch in itertools.islice(_batches(training, self.schedule.batch_size), SETTLING_BATCHES):
+            stage.loss(head, inputs[batch])
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
 
     @torch.no_grad()
     @full_float32()
@@ -265,10 +290,11 @@ class GradientModel(TileModel):
     @torch.no_grad()
     @full_float32()
     def _validate(self, stage: Stage, head: nn.Module, inputs: HeadInputs, indices: Sequence[int]) -> float:
-        """Mean loss over the tiles."""
+        """Mean loss over the tiles. What a loss draws at random, such as photographs, it draws alike each time."""
         total = torch.zeros((), device=self.device)
-        for batch in inputs.batches(indices, self.schedule.batch_size):
-            total += stage.loss(head, batch) * len(batch[0])
+        with _seeded(0, self.device):
+            for batch in inputs.batches(indices, self.schedule.batch_size):
+                total += stage.loss(head, batch) * len(batch[0])
         return (total / len(indices)).item()
 
     def _held_out(self, images: int) -> int:

@@ -170,7 +170,7 @@ class ReducedStudent(GradientModel):
     minimum_tiles: ClassVar[int] = 2
     head_takes_image: ClassVar[bool] = True
     schedules = {  # noqa: RUF012 - read only
-        "paper": Schedule(SGD, learning_rate=0.4, batch_size=32, steps=200, keep_best=True),
+        "paper": Schedule(SGD, learning_rate=3.2, batch_size=32, steps=200, keep_best=True, decay_at=0.75),  # see stfpm
         "original": Schedule(SGD, learning_rate=0.4, batch_size=16, epochs=100, keep_best=True),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,8 @@ from edge_ad.bundle.manifest import Fusion, Normalisation, NormalisationStage, S
 from edge_ad.evaluation.raw_values import RawValues, summary
 from edge_ad.progress import Progress, no_progress
 from edge_ad.runtime.detector import Detector
+
+NARROWEST = 0.05  # scale of a tile, of the median tile's
 
 
 def fit_normalisation(
@@ -77,4 +80,13 @@ def _tile_scales(
         statistics.append([summary(scores[0], maps[0]) for _, scores, maps in detector.tiles(image[None])])
         progress(index + 1, len(images), "thresholds per tile")
     scales = [RawValues.of(tile).scales(rule) for tile in zip(*statistics, strict=True)]
-    return tuple(score for score, _ in scales), tuple(map_scale for _, map_scale in scales)
+    return widened([score for score, _ in scales]), widened([map_scale for _, map_scale in scales])
+
+
+def widened(scales: Sequence[Scale]) -> tuple[Scale, ...]:
+    """Thresholds of tiles that never change, such as a saturated background, raised: to them any grain is a wonder.
+
+    From ``low`` to ``threshold`` it is then at least `NARROWEST` of that distance on the median tile.
+    """
+    least = NARROWEST * float(np.median([scale.threshold - scale.low for scale in scales]))
+    return tuple(Scale(scale.low, max(scale.threshold, scale.low + least)) for scale in scales)

@@ -144,11 +144,13 @@ class _Student:
 
     def measure(self, progress: Progress) -> None:
         """Mean and standard deviation of the embedding's channels over the photographs."""
-        files, size = self.files[:MOST_FOR_STATISTICS], self.settings.batch_size
+        size = self.settings.batch_size
+        # Drawn: in order of their names they would be of the first few classes
+        files = np.random.default_rng(self.settings.seed).permutation(len(self.files))[:MOST_FOR_STATISTICS].tolist()
 
         def targets() -> Iterator[Tensor]:
             for start in range(0, len(files), size):
-                shown = [self._shown(index, grey=False) for index in range(start, min(start + size, len(files)))]
+                shown = [self._shown(index, grey=False) for index in files[start : start + size]]
                 yield self.target(torch.stack([large for _, large in shown]))
                 progress(min(start + size, len(files)), len(files), "measuring the backbone")
 

@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from evaluation_fakes import BrightnessPredictor, BrightnessRaw, write_saturated_set, write_test_set
@@ -15,7 +16,8 @@ from edge_ad.errors import InputError, MaskSizeError, NonFiniteValuesError, Unde
 from edge_ad.evaluation.evaluate import evaluate, predict
 from edge_ad.evaluation.image_metrics import Confusion
 from edge_ad.evaluation.pixel_metrics import pixel_metrics
-from edge_ad.imaging import write_png
+from edge_ad.evaluation.pixel_pool import label_regions, pool_pixels
+from edge_ad.imaging import resize_mask, write_png
 
 
 def test_images_are_measured_at_the_threshold_given_and_by_kind_of_defect(tmp_path: Path):
@@ -178,3 +180,22 @@ def test_ground_truth_of_a_real_set_against_scikit_learn():
     expected = roc_auc_score(np.concatenate(masks).ravel(), np.concatenate(maps).ravel())
     assert metrics.auroc == pytest.approx(expected, abs=1e-9)
     assert metrics.regions >= sum(sample.label for sample in samples)
+
+
+def test_a_region_that_shrinking_breaks_is_one_region():
+    mask = np.zeros((8, 9), bool)
+    mask[[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]] = True  # a crack, corner to corner
+    mask[7, 8] = True
+    labels = label_regions(mask)
+    assert (labels.max(), labels[4, 4], labels[7, 8]) == (2, 1, 2)
+    smaller = label_regions(mask, (4, 3))
+    assert smaller.dtype == np.int32
+    np.testing.assert_array_equal(smaller > 0, resize_mask(mask, (4, 3)))
+    assert set(np.unique(smaller)) <= {0, 1, 2}
+    broken = np.zeros((5, 20), bool)
+    broken[3, 1:4] = broken[2, 4:9] = broken[3, 9:15] = True
+    pieces, _ = cv2.connectedComponents(resize_mask(broken, (2, 20)).astype(np.uint8))
+    assert pieces - 1 == 2
+    pool = pool_pixels([np.ones((2, 20), np.float32)], [label_regions(broken, (2, 20))])
+    assert pool.connected.regions == 1
+    assert pool.connected.shares.sum() == pytest.approx(1)

@@ -12,7 +12,7 @@ from scipy import ndimage
 from edge_ad.data.saturation import Region
 from edge_ad.errors import InputError, UndefinedMetricError
 from edge_ad.evaluation.pixel_metrics import pixel_metrics, pooled_metrics
-from edge_ad.evaluation.pixel_pool import PixelPool, pool_pixels
+from edge_ad.evaluation.pixel_pool import PixelPool, label_regions, pool_pixels
 from edge_ad.evaluation.spro import SPRO_LIMIT, SproMetrics, spro_metrics
 
 Images = list[tuple[NDArray[np.float32], list[Region]]]
@@ -45,7 +45,7 @@ def union_of(shape: tuple[int, ...], regions: list[Region]) -> NDArray[np.bool_]
 
 def pooled(images: Images) -> PixelPool:
     maps, regions = [each for each, _ in images], [each for _, each in images]
-    return pool_pixels(maps, [union_of(each.shape, inside) for each, inside in images], regions)
+    return pool_pixels(maps, [label_regions(union_of(each.shape, inside)) for each, inside in images], regions)
 
 
 def brute_force(images: Images, limit: float) -> float:
@@ -108,7 +108,7 @@ def test_a_case_by_hand():
     values = np.array([[9, 7, 1, 0, 8, 5, 6, 4, 3, 2, 1.8, 1.6, 1.4, 1.2, 0.5]], np.float32)
     a, b = np.zeros((2, 1, 15), bool)
     a[0, :4], b[0, 5] = True, True
-    pool = pool_pixels([values], [a | b], [[Region(a, 2), Region(b, 1)]])
+    pool = pool_pixels([values], [label_regions(a | b)], [[Region(a, 2), Region(b, 1)]])
     nothing = pool_pixels([], [])
     found, curves = spro_metrics(nothing, {"logical": pool}, 0.3)
     assert found.auspro == pytest.approx((0.1 * 0.25 + 0.1 * 0.5 + 0.1 * 1.0) / 0.3)
@@ -125,7 +125,7 @@ def test_a_pixel_of_two_regions_counts_in_both_and_never_as_normal():
     first[0, :2] = second[0, 1:3] = True
     values = np.array([[0, 9, 0, 5]], np.float32)
     regions = [Region(first, 1), Region(second, 2)]
-    pool = pool_pixels([values], [first | second], [regions])
+    pool = pool_pixels([values], [label_regions(first | second)], [regions])
     assert pool.normal.tolist() == [5]
     _, curves = spro_metrics(pool_pixels([], []), {"x": pool}, 1.0)
     assert curves["x"].y[2] == pytest.approx((1 + 0.5) / 2)
@@ -172,7 +172,7 @@ def test_a_kind_without_a_region_is_left_out_and_none_at_all_refused():
     with pytest.raises(UndefinedMetricError, match="no mask marks one"):
         spro_metrics(none, {"logical": none})
     everywhere = np.ones((2, 3), bool)
-    full = pool_pixels([np.zeros((2, 3), np.float32)], [everywhere], [[Region(everywhere, 6)]])
+    full = pool_pixels([np.zeros((2, 3), np.float32)], [label_regions(everywhere)], [[Region(everywhere, 6)]])
     with pytest.raises(UndefinedMetricError, match="all are anomalous"):
         spro_metrics(pool_pixels([], []), {"x": full})
 
@@ -188,7 +188,9 @@ def test_pools_add_up_to_one():
     images = random_images(7, 20)
     maps, masks = [each for each, _ in images], [union_of(each.shape, regions) for each, regions in images]
     whole, curves = pixel_metrics(maps, masks)
-    parts, part_curves = pooled_metrics([pool_pixels([m], [mask]) for m, mask in zip(maps, masks, strict=True)])
+    parts, part_curves = pooled_metrics(
+        [pool_pixels([m], [label_regions(mask)]) for m, mask in zip(maps, masks, strict=True)]
+    )
     assert parts == whole
     np.testing.assert_array_equal(curves.pro.x, part_curves.pro.x)
     assert isinstance(spro_metrics(pooled(images[2:]), {"x": pooled(images[:2])})[0], SproMetrics)

@@ -93,3 +93,14 @@ def test_bad_input():
         model(centres=97)
     with pytest.raises(InputError, match="but got 5"):
         model(centres=5)
+
+
+@torch.no_grad()
+def test_distances_are_float32_in_bf16_training(head):
+    torch.manual_seed(2)
+    head.centres.add_(30)  # far from the origin, where rounded squares have no difference left
+    points = head.centres[:4].expand(2, 4, 5) + 0.1 * torch.randn(2, 4, 5)
+    expected = ((points[:, :, None] - head.centres) ** 2).sum(3).sort(2).values[:, :, :3]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head.nearest(points, 3)
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0.05, atol=2e-3)

@@ -263,3 +263,56 @@ def test_errors():
     with pytest.raises(TooFewImagesError, match="mean needs at least 2 training images, one to validate on"):
         Mean((4, 4), schedule="original").fit(stream(VALUES[:1]), seed=0)
     assert gradient.VALIDATION_FRACTION == 0.2
+
+
+class Normalised(nn.Module):
+    """A batch normalisation before the value."""
+
+    def __init__(self):
+        super().__init__()
+        self.value = nn.Parameter(torch.rand(1))
+        self.norm = nn.BatchNorm1d(1)
+
+    def forward(self, brightness):
+        return self.norm(self.value * brightness[:, None])
+
+
+class WithNorm(Mean):
+    """What its normalisation sees changes with every step."""
+
+    def new_head(self):
+        return Normalised()
+
+    def loss(self, head, inputs):
+        return ((head(inputs[0]) - 1) ** 2).mean() + ((head.value - 3) ** 2).sum()
+
+
+@pytest.mark.parametrize("schedule", ["paper", "original"])
+def test_batch_normalisation_is_measured_with_the_weights_that_are_kept(schedule):
+    model = WithNorm((4, 4), schedule=schedule, steps=3, batch_size=8, learning_rate=0.1)
+    tiles = stream(VALUES[:8] if schedule == "paper" else VALUES)  # every batch holds all tiles to train on
+    head = model.fit(tiles, seed=0)
+    training, _ = model._split(tiles, 0)
+    seen = head.value.item() * np.array([VALUES[n] / 100 for n in training])
+    assert head.norm.running_mean.item() == pytest.approx(seen.mean(), rel=1e-5)
+    assert head.norm.running_var.item() == pytest.approx(seen.var(ddof=1), rel=1e-5)
+    assert head.norm.momentum == 0.1
+    assert not head.training
+
+
+def test_validation_draws_alike_each_time():
+    class Drawing(Mean):
+        def loss(self, head, inputs):
+            return super().loss(head, inputs) * (1 if head.training else torch.rand(()).item())
+
+    model = Drawing((4, 4), schedule="original", learning_rate=1e-12)  # the same head each time
+    model.fit(stream(VALUES), seed=0)
+    values = [value for _, value in model.losses[0].validation]
+    assert len(values) == 3
+    assert values == pytest.approx([values[0]] * 3)
+
+
+def test_what_an_epoch_drops_is_made_up_for():
+    model = Mean((4, 4), schedule="original", batch_size=3)  # 8 tiles to train on: 2 batches and two thirds
+    model.fit(stream(VALUES), seed=0)
+    assert len([batch for batch in model.batches if len(batch) == 3]) == 9

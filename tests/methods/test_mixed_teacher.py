@@ -150,7 +150,7 @@ def test_the_papers_teachers_and_layers():
 def test_the_papers_schedule(model):
     original, paper = model.schedules["original"], model.schedules["paper"]
     assert (original.learning_rate, original.batch_size, original.epochs, original.keep_best) == (0.4, 16, 200, True)
-    assert (paper.learning_rate, paper.batch_size, paper.steps, paper.keep_best) == (0.4, 32, 200, True)
+    assert (paper.learning_rate, paper.batch_size, paper.steps, paper.keep_best) == (3.2, 32, 200, True)
 
 
 @pytest.mark.parametrize("graph_format", Format)

@@ -124,11 +124,11 @@ def test_training_lowers_the_loss():
 
 
 def test_the_papers_hyper_parameters(model):
-    for schedule in model.schedules.values():
+    for name, schedule in model.schedules.items():
         optimiser = schedule.optimiser([torch.nn.Parameter(torch.zeros(1))], lr=schedule.learning_rate)
         assert isinstance(optimiser, torch.optim.SGD)
-        settings = optimiser.param_groups[0]
-        assert (settings["lr"], settings["momentum"], settings["weight_decay"]) == (0.4, 0.9, 1e-4)
+        settings, rate = optimiser.param_groups[0], 0.4 if name == "original" else 3.2
+        assert (settings["lr"], settings["momentum"], settings["weight_decay"]) == (rate, 0.9, 1e-4)
         assert schedule.keep_best
     assert (model.schedules["original"].epochs, model.schedules["original"].batch_size) == (100, 16)
     assert (model.schedules["paper"].steps, model.schedules["paper"].batch_size) == (200, 32)

@@ -110,11 +110,11 @@ def test_training_lowers_the_loss():
 
 
 def test_the_official_hyper_parameters(model):
-    for schedule in model.schedules.values():
+    for name, schedule in model.schedules.items():
         optimiser = schedule.optimiser([torch.nn.Parameter(torch.zeros(1))], lr=schedule.learning_rate)
         assert isinstance(optimiser, torch.optim.SGD)
-        settings = optimiser.param_groups[0]
-        assert (settings["lr"], settings["momentum"], settings["weight_decay"]) == (0.4, 0.9, 1e-4)
+        settings, rate = optimiser.param_groups[0], 0.4 if name == "original" else 1.6
+        assert (settings["lr"], settings["momentum"], settings["weight_decay"]) == (rate, 0.9, 1e-4)
         assert (schedule.batch_size, schedule.keep_best) == (32, True)
     assert model.schedules["original"].epochs == 100
     assert model.schedules["paper"].steps == 200

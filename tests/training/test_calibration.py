@@ -16,7 +16,7 @@ from tiny_bundle import head_constants, tiny_manifest, tiny_setup
 from edge_ad.bundle.manifest import Merge, NormalisationStage, ScoreMerge
 from edge_ad.errors import InputError, TooFewImagesError
 from edge_ad.tiling import WHOLE
-from edge_ad.training.calibration import fit_normalisation
+from edge_ad.training.calibration import NARROWEST, fit_normalisation
 from edge_ad.training.detector import RAW
 
 SETUP = tiny_setup(image_size=(5, 14), tile_size=(5, 7), stride=(5, 7))
@@ -103,6 +103,16 @@ def test_a_tile_of_a_larger_scale_does_not_rule_the_image():
         scores[stage] = with_thresholds(quiet_defect[0], color="rgb").pred_score
     assert scores[NormalisationStage.TILE] > 0.5
     assert scores[NormalisationStage.TILE] > scores[NormalisationStage.IMAGE]
+
+
+def test_a_tile_that_never_changes_is_not_infinitely_sensitive():
+    flat = images()
+    flat[:, :, 7:] = 0
+    normalisation = fit_normalisation(detector(), flat, stage=NormalisationStage.TILE)
+    extents = [scale.threshold - scale.low for scale in normalisation.tile_score]
+    assert extents[1] == pytest.approx(NARROWEST * extents[0] / 2, rel=1e-3)  # the median lies halfway
+    busy = VALUES[:, 0, 1]
+    assert extents[0] == pytest.approx(sigma3(busy) - busy.min(), rel=1e-5)
 
 
 def test_a_global_model_and_the_tiles_are_each_scaled_by_their_own():
