@@ -165,9 +165,9 @@ def _read_bundle(path: Path, check_hashes: bool, key: Path | None) -> Bundle:
 def sign_bundle(path: Path, key: Path) -> Path:
     """Write the signature of the bundle in ``path`` by the private key in the file ``key``, and return its file.
 
-    It need not be signed yet, whatever the environment requires. An earlier signature is replaced, in place: a half-written
-    one is refused like any wrong one, while a temporary file left behind by a power cut would make the bundle one with an
-    extra file.
+    It need not be signed yet, whatever the environment requires. An earlier signature is replaced, in place: a
+    half-written one is refused like any wrong one, while a temporary file left behind by a power cut would make the
+    bundle one with an extra file.
 
     Raises:
         BundleError: the bundle is not whole or was changed: see `read_bundle`.
