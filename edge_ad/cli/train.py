@@ -47,7 +47,7 @@ from edge_ad.tiling import Size
 @click.option("--weights", default="auto", show_default=True, metavar="auto|none|FILE", help="Pretrained weights.")
 @click.option(
     "--schedule",
-    help="Of a trained method: 'paper', 200 steps of 32 tiles as in the tiled ensemble's, or 'original', its authors'.  "
+    help="Of a trained method: 'paper', 200 steps of 32 tiles, as the tiled ensemble's, or 'original', its own.  "
     "[default: paper, where the method has both]",
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps; replaces the schedule's.")
@@ -62,7 +62,13 @@ from edge_ad.tiling import Size
     "--threshold", default="sigma:3", show_default=True, help="sigma:K, quantile:Q or max, on held-out images."
 )
 @click.option("--normalise", type=choice(NormalisationStage), default="image", show_default=True)
-@click.option("--score-merge", type=choice(ScoreMerge), default="mean", show_default=True)
+@click.option(
+    "--score-merge",
+    type=choice(ScoreMerge),
+    default="max",
+    show_default=True,
+    help="Of the tiles' scores; the tiled ensemble's paper takes the mean.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Run folder; continued if begun.")
 @click.pass_obj
 def command(

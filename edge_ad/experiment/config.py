@@ -146,7 +146,7 @@ class Config:
     methods: tuple[str, ...] = ("padim",)
     backbones: tuple[BackboneEntry, ...] = (BackboneEntry(),)
     precisions: tuple[Variant, ...] = (Variant.TORCH,)
-    score_merges: tuple[ScoreMerge, ...] = (ScoreMerge.MEAN,)
+    score_merges: tuple[ScoreMerge, ...] = (ScoreMerge.MEAN,)  # the paper's
     seeds: tuple[int, ...] = (0,)
     parameters: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     format: Format = Format.OPENVINO

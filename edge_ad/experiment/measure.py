@@ -135,9 +135,18 @@ def _train_run(
 ) -> tuple[RunFolder, float | None]:
     """The run, continued where it stopped, and its seconds where it was trained in one go."""
     path, timing = workspace / "run", workspace / "training.json"
-    rule, begun, start = cell.config.threshold, path.exists(), time.perf_counter()
+    begun, start = path.exists(), time.perf_counter()
     try:
-        run = train(model, cell.setup.setup, images, path, seed=cell.seed, threshold_rule=rule, progress=progress)
+        run = train(
+            model,
+            cell.setup.setup,
+            images,
+            path,
+            seed=cell.seed,
+            score_merge=ScoreMerge.MEAN,  # a global model is fused with it; others need the tiles alone
+            threshold_rule=cell.config.threshold,
+            progress=progress,
+        )
     except (RunMismatchError, IncompleteRunError):
         if not begun:
             raise

@@ -250,7 +250,7 @@ def train(
     output: Path,
     *,
     seed: int,
-    score_merge: ScoreMerge = ScoreMerge.MEAN,
+    score_merge: ScoreMerge = ScoreMerge.MAX,
     threshold_rule: str = "sigma:3",
     stage: NormalisationStage = NormalisationStage.IMAGE,
     progress: Progress = no_progress,
