@@ -70,9 +70,10 @@ def command(
     """Measure a run or a bundle on labelled test images.
 
     Image AUROC, AUPR, F1-max, and F1, precision and recall at the model's own threshold; where there are masks also
-    pixel AUROC, AUPR, F1-max and AUPRO (8-connected regions). AUROC and AUPRO also by kind of defect; layout loco adds
-    AU-sPRO, by the saturation areas of its defects_config.json. Metrics are taken on raw merged values. A run is
-    evaluated as it was trained, in float32, on the CPU or --device CUDA; precision and signature are for bundles.
+    pixel AUROC, AUPR, F1-max and AUPRO (8-connected regions), and what the masks at the map's threshold find. AUROC and
+    AUPRO also by kind of defect; layout loco adds AU-sPRO, by the saturation areas of its defects_config.json. Metrics
+    are taken on raw merged values. A run is evaluated as it was trained, in float32, on the CPU or --device CUDA;
+    precision and signature are for bundles.
     """
     from edge_ad.data.cache import open_cache
     from edge_ad.data.layouts import read_dataset
@@ -110,6 +111,7 @@ def command(
             cached.images,
             dataset.test,
             threshold=detector.manifest.normalisation.score.threshold,
+            map_threshold=detector.manifest.normalisation.map.threshold,
             metrics_size=metrics_size,
             pro_limit=pro_limit,
             defects_config=defects_config,

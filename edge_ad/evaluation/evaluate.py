@@ -16,6 +16,7 @@ from edge_ad.data.saturation import DefectsConfig, Region, read_regions
 from edge_ad.errors import InputError
 from edge_ad.evaluation.curve import Curve
 from edge_ad.evaluation.image_metrics import ImageCurves, ImageMetrics, check_labels, image_auroc, image_metrics
+from edge_ad.evaluation.mask_metrics import MaskMetrics
 from edge_ad.evaluation.pixel_metrics import PRO_LIMIT, PixelCurves, PixelMetrics, pooled_metrics
 from edge_ad.evaluation.pixel_pool import label_regions, pool_pixels
 from edge_ad.evaluation.spro import SPRO_LIMIT, SproMetrics, spro_metrics
@@ -89,6 +90,7 @@ class PixelEvaluation:
         size: (height, width) of the comparison: maps resized linearly, masks by the nearest pixel, after their regions
             were told apart.
         lost_masks: number of anomalous images whose masks vanish at ``size``: choose a larger one where it is not 0.
+        mask: of the masks at ``map_threshold``, a raw map value; both None where none was given.
     """
 
     metrics: PixelMetrics
@@ -97,6 +99,8 @@ class PixelEvaluation:
     spro: SproEvaluation | None
     size: Size
     lost_masks: int
+    mask: MaskMetrics | None
+    map_threshold: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +152,7 @@ def evaluate(
     samples: Sequence[Sample],
     *,
     threshold: float,
+    map_threshold: float | None = None,
     batch_size: int = 1,
     metrics_size: Size | None = None,
     pro_limit: float = PRO_LIMIT,
@@ -162,6 +167,7 @@ def evaluate(
         images: uint8 (N, H, W, 3) RGB at the predictor's size.
         samples: the N test samples, in order.
         threshold: of raw image scores, fixed beforehand.
+        map_threshold: of raw maps, fixed beforehand; masks are not measured where None.
         batch_size: images per call of the predictor.
         metrics_size: (H, W) where pixels are compared; the predictor's image size where None.
         pro_limit, spro_limit: false-positive rates up to which AUPRO and AU-sPRO integrate.
@@ -184,7 +190,13 @@ def evaluate(
         image_curves=image_curves,
         auroc_by_defect=auroc_by_defect(predictions.scores, samples),
         pixel=_pixels(
-            predictions.maps, samples, metrics_size or predictor.image_size, pro_limit, defects_config, spro_limit
+            predictions.maps,
+            samples,
+            metrics_size or predictor.image_size,
+            map_threshold,
+            pro_limit,
+            defects_config,
+            spro_limit,
         ),
         image_size=predictor.image_size,
         samples=tuple(samples),
@@ -212,6 +224,7 @@ def _pixels(
     maps: NDArray[np.float32],
     samples: Sequence[Sample],
     size: Size,
+    map_threshold: float | None,
     pro_limit: float,
     defects_config: DefectsConfig | None,
     spro_limit: float,
@@ -221,12 +234,17 @@ def _pixels(
     kinds: dict[str, list[int]] = {}
     for index, sample in enumerate(samples):
         kinds.setdefault(sample.defect if sample.label else _NORMAL, []).append(index)
-    pools, lost_masks = {}, 0
+    pools, lost_masks, mask = {}, 0, None
     for kind, chosen in sorted(kinds.items()):
         labels = [_labels_of(samples[index], size) for index in chosen]
         lost_masks += sum(bool(samples[i].masks) and not each.any() for i, each in zip(chosen, labels, strict=True))
         regions = [_regions(samples[index], size, defects_config) for index in chosen]
-        pools[kind] = pool_pixels([resize_map(maps[index], size) for index in chosen], labels, regions)
+        resized = [resize_map(maps[index], size) for index in chosen]
+        pools[kind] = pool_pixels(resized, labels, regions)
+        if map_threshold is not None:
+            for anomaly_map, each in zip(resized, labels, strict=True):
+                found = MaskMetrics.of(anomaly_map, each, map_threshold, is_normal=kind == _NORMAL)
+                mask = found if mask is None else mask + found
     metrics, curves = pooled_metrics(list(pools.values()), pro_limit)
     normal = pools.pop(_NORMAL)
     aupro_by_defect = {
@@ -239,7 +257,7 @@ def _pixels(
         spro_found, spro_curves = spro_metrics(normal, pools, spro_limit)
         lost = sum(len(sample.masks) for sample in samples) - spro_found.regions
         spro = SproEvaluation(spro_found, spro_curves, lost)
-    return PixelEvaluation(metrics, curves, aupro_by_defect, spro, size, lost_masks)
+    return PixelEvaluation(metrics, curves, aupro_by_defect, spro, size, lost_masks, mask, map_threshold)
 
 
 def _regions(sample: Sample, size: Size, config: DefectsConfig | None) -> list[Region]:

@@ -31,12 +31,20 @@ def to_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
         "image": to_plain(evaluation.image),
         "auroc_by_defect": evaluation.auroc_by_defect,
         "pixel": None if pixel is None else {**to_plain(pixel.metrics), "lost_masks": pixel.lost_masks},
+        "mask": _mask_json(pixel),
         "aupro_by_defect": {} if pixel is None else pixel.aupro_by_defect,
         "spro": _spro_json(pixel),
         "metrics_size": None if pixel is None else list(pixel.size),
         "image_size": list(evaluation.image_size),
         "ms_per_image": evaluation.predictions.ms_per_image,
     }
+
+
+def _mask_json(pixel: PixelEvaluation | None) -> dict[str, Any] | None:
+    if pixel is None or (mask := pixel.mask) is None:
+        return None
+    rates = {"precision": mask.precision, "recall": mask.recall, "f1": mask.f1}
+    return {"threshold": pixel.map_threshold, **rates, **to_plain(mask)}
 
 
 def _spro_json(pixel: PixelEvaluation | None) -> dict[str, Any] | None:
@@ -90,8 +98,15 @@ def _pixel_table(pixel: PixelEvaluation) -> list[str]:
 
 
 def _pixel_notes(pixel: PixelEvaluation) -> list[str]:
-    spro, size = pixel.spro, format_size(pixel.size)
+    spro, size, mask = pixel.spro, format_size(pixel.size), pixel.mask
     notes = []
+    if mask is not None:
+        notes += [
+            f"Masks, at the map's threshold of {pixel.map_threshold:.4g}: {mask.regions_hit} of {mask.regions} regions "
+            f"are touched, and {mask.normal_marked} of {mask.normal} normal images; pixels' F1 {mask.f1:.4f}, "
+            f"precision {mask.precision:.4f}, recall {mask.recall:.4f}.",
+            "",
+        ]
     if spro is not None:
         notes += [
             f"AU-sPRO: each of {spro.metrics.regions} masks is a region, complete at its saturation area. A kind is "
