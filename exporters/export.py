@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edge_ad.bundle.files import file_entry, staged_bundle, write_manifest
+from edge_ad.bundle.files import ROI_NAME, file_entry, staged_bundle, write_manifest
 from edge_ad.bundle.manifest import (
     Format,
     Golden,
@@ -128,6 +128,9 @@ def export_run(
         model = run.model()
         graphs = _write_graphs(stage, run, model, images, options, progress)
         raw = replace(run_manifest(run, RAW), format=options.format, precision=options.precision, graphs=graphs)
+        if images.roi:
+            (stage / ROI_NAME).write_bytes(images.roi.png())
+            raw = replace(raw, roi=file_entry(stage, ROI_NAME))
         if WRITERS[options.format].turned(model):
             raw = replace(raw, feature_axes=FeatureAxes.NHWC)
         with open_detector(stage, raw, precision=ExecutionPrecision.F32) as detector:

@@ -96,6 +96,8 @@ def _scales(bundle: Bundle, location: Location) -> tuple[Scale, Scale]:
         raise InputError(f"{bundle.path} is an {manifest.format} bundle; ModelAPI needs one of --format openvino")
     if manifest.setup.extractor_scope is ExtractorScope.IMAGE and len(locations) > 1:
         raise InputError(f"the extractor of {bundle.path} sees whole images; train with --extractor-scope tile")
+    if manifest.roi is not None:
+        raise InputError(f"{bundle.path} looks at a region of interest, which no graph knows; train without --roi")
     norm = manifest.normalisation
     if norm.stage is NormalisationStage.TILE:
         index = locations.index(location)

@@ -35,6 +35,7 @@ from edge_ad.errors import (
 
 MANIFEST_NAME = "manifest.json"
 SIGNATURE_NAME = "manifest.sig"
+ROI_NAME = "roi.png"
 SIGNATURE_VARIABLE = "EDGE_AD_REQUIRE_SIGNATURE"
 MANIFEST_MAX_BYTES = 4_000_000  # ten thousand heads; parsed, JSON takes up to thirty times its size
 HASHING_THREADS = 4  # hashlib lets others run meanwhile

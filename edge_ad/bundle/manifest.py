@@ -199,6 +199,7 @@ class Manifest:
     parity_tolerance: float  # on score and map, relative to the reference's range; widens with precision
     provenance: Provenance
     feature_axes: FeatureAxes = FeatureAxes.NCHW
+    roi: FileEntry | None = None  # where to look: an image of the setup's size, see `edge_ad.roi`
 
     @property
     def shared(self) -> Graph | None:
@@ -230,7 +231,8 @@ class Manifest:
     @property
     def files(self) -> tuple[FileEntry, ...]:
         """Every file but the manifest itself."""
-        return tuple(file for graph in self.graphs for file in graph.files) + tuple(g.file for g in self.golden)
+        named = (*(golden.file for golden in self.golden), *([self.roi] if self.roi else []))
+        return tuple(file for graph in self.graphs for file in graph.files) + named
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers; `json.dumps` takes them as they are."""

@@ -61,6 +61,7 @@ def _show_summary(bundle: Path, manifest: Manifest) -> None:
             ("method", f"{method.name}, {method.backbone}" + (f" ({config})" if config else "")),
             ("setup", manifest.setup),
             ("tiles", repr(manifest.setup.grid)),
+            *([("region of interest", manifest.roi.path)] if manifest.roi else []),
             ("merge", f"{merge.score} of the tile scores, {seams}"),
             ("thresholds", f"{thresholds} (raw), scaled by {norm.stage}: {norm.rule}"),
             ("size", f"{cost['size_bytes'] / 1e6:.2f} MB = {parts} + golden {cost['golden_bytes'] / 1e6:.2f}"),

@@ -42,6 +42,11 @@ from edge_ad.tiling import Size
     show_default=True,
     help="What the frozen extractor sees: every tile, or the whole image once.",
 )
+@click.option(
+    "--roi",
+    type=click.Path(path_type=Path),
+    help="Image of where to look: what is black in it is painted over, in training and on the line.",
+)
 @click.option("--backbone", help="Any timm network.  [default: the method's, tf_efficientnet_lite0 for most]")
 @click.option("--layers", help="timm layers to tap, comma separated.  [default: the method's]")
 @click.option("--weights", default="auto", show_default=True, metavar="auto|none|FILE", help="Pretrained weights.")
@@ -86,6 +91,7 @@ def command(
     sharing: str | None,
     global_model: bool,
     extractor_scope: str,
+    roi: Path | None,
     backbone: str | None,
     layers: str | None,
     weights: str,
@@ -112,6 +118,7 @@ def command(
     from edge_ad.methods import create_model, method_class
     from edge_ad.methods.parameters import parse_parameters
     from edge_ad.progress import terminal_progress
+    from edge_ad.roi import Roi
     from edge_ad.setups import make_setup
     from edge_ad.training.trainer import open_device, read_training_images, train
 
@@ -143,6 +150,7 @@ def command(
             seed=seed,
             held_out=held_out,
             pixel_format=PixelFormat(bits, Alpha(alpha)),
+            roi=Roi.read(roi, chosen.image_size) if roi else None,
             progress=progress,
         )
         model = create_model(method, chosen.tile_size, **parameters).to(train_on)

@@ -27,6 +27,7 @@ from edge_ad.errors import (
 )
 from edge_ad.imaging import Color, resize, to_rgb
 from edge_ad.records import from_plain
+from edge_ad.roi import Roi
 from edge_ad.runtime.background import Drop
 from edge_ad.runtime.capture import Source, check_source
 from edge_ad.runtime.faults import Action, FaultPolicy, Ledger, Stats
@@ -74,6 +75,7 @@ class Detector:
         shared: session of the extractor, or None for a method without one.
         heads: sessions of the tile models in the order of ``manifest.setup.model_locations``.
         batch_size: largest number of images in one call of `raw`, the sessions' own batch size.
+        roi: where to look; everywhere where None.
 
     Attributes:
         grid: the tile plan.
@@ -83,12 +85,19 @@ class Detector:
     """
 
     def __init__(
-        self, manifest: Manifest, shared: Session | None, heads: Sequence[Session], *, batch_size: int = 1
+        self,
+        manifest: Manifest,
+        shared: Session | None,
+        heads: Sequence[Session],
+        *,
+        batch_size: int = 1,
+        roi: Roi | None = None,
     ) -> None:
         setup = manifest.setup
         self.manifest = manifest
         self.grid = setup.grid
         self.batch_size = batch_size
+        self.roi = roi
         self.shared = shared
         self.heads = dict(zip(setup.model_locations, heads, strict=True))
         sees_image = setup.extractor_scope is ExtractorScope.IMAGE
@@ -235,7 +244,7 @@ class Detector:
         count = len(images)
         found = []
         with self._lock:
-            for location, scores, maps in self._run_tiles(images, Stopwatch()):
+            for location, scores, maps in self._run_tiles(self._seen(images), Stopwatch()):
                 self._check_finite(maps[:count], location)
                 found.append((location, scores[:count].copy(), maps[:count].copy()))
         return found
@@ -331,6 +340,7 @@ class Detector:
         self._check_process()
         with self._lock:
             watch.lap("wait")
+            images = self._seen(images)
             norm = self.manifest.normalisation
             by_tile = norm.stage is NormalisationStage.TILE
             scaled_scores = np.empty_like(self._tile_scores)
@@ -370,7 +380,6 @@ class Detector:
         self, images: NDArray[np.uint8], watch: Stopwatch
     ) -> Iterator[tuple[Location, NDArray[np.float32], NDArray[np.float32]]]:
         """As `tiles`, for a whole batch: entries from ``len(images)`` on mean nothing."""
-        self._check_images(images)
         features = None
         if self._windows:
             features = self._features_of(images)
@@ -467,7 +476,8 @@ class Detector:
                 "child; load the bundle there, or start processes by 'spawn'"
             )
 
-    def _check_images(self, images: NDArray[np.uint8]) -> None:
+    def _seen(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """What of ``images`` the models are shown, once they are what was asked for."""
         if self._closed.is_set():
             raise DetectorClosedError("this detector is closed; load the bundle again")
         expected = (*self.image_size, 3)
@@ -475,3 +485,4 @@ class Detector:
             raise FrameError(
                 f"expected 1 to {self.batch_size} images uint8 of {expected}, but got {images.dtype} {images.shape}"
             )
+        return self.roi.paint(images) if self.roi else images

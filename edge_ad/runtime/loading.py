@@ -12,6 +12,7 @@ from edge_ad.bundle.graph_reader import GraphReader
 from edge_ad.bundle.manifest import Graph, Manifest
 from edge_ad.errors import UnsupportedPrecisionError
 from edge_ad.records import from_plain
+from edge_ad.roi import Roi
 from edge_ad.runtime.detector import Detector
 from edge_ad.runtime.residency import open_in_turns, parse_bytes, turn_takers
 from edge_ad.runtime.session import ExecutionPrecision, Session
@@ -61,7 +62,7 @@ def load(
         OutputWriteError: no room for the heads that a memory budget keeps aside.
     """
     found = read_bundle(bundle, check_hashes=False, require_signature=require_signature)
-    check_unchanged(found.path, [golden.file for golden in found.manifest.golden])  # the graphs: where they are read
+    check_unchanged(found.path, [golden.file for golden in found.manifest.golden])  # others: where they are read
     detector = open_detector(
         found.path,
         found.manifest,
@@ -97,6 +98,7 @@ def open_detector(
     A graph is read into memory, compared with its hash and compiled from there; the next one is read meanwhile, but not
     under a memory budget.
     """
+    roi = read_roi(path, manifest)
     reader = GraphReader(path, manifest, ahead=memory_budget is None)
     without_f32: dict[str, str] = {}
 
@@ -137,8 +139,21 @@ def open_detector(
         heads = open_in_turns([partial(head_session, graph) for graph in manifest.heads], takers)
         for head in heads:
             opened.callback(head.close)
-        detector = Detector(manifest, shared, heads, batch_size=batch_size)
+        detector = Detector(manifest, shared, heads, batch_size=batch_size, roi=roi)
         opened.pop_all()
     for name, instead in without_f32.items():
         _LOGGER.warning("%s has no f32 for graphs that rank best in it; they execute in %s", name, instead)
     return detector
+
+
+def read_roi(path: Path, manifest: Manifest) -> Roi | None:
+    """The region of interest of the bundle in the folder ``path``, where it has one.
+
+    Raises:
+        ChangedFileError: the file is not the one that ``manifest`` names.
+        UnreadableImageError, InputError: see `Roi.read`.
+    """
+    if manifest.roi is None:
+        return None
+    check_unchanged(path, [manifest.roi])
+    return Roi.read(path / manifest.roi.path, manifest.setup.image_size)

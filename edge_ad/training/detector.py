@@ -48,7 +48,8 @@ def run_detector(
     shared = shared_graph(extractor_model(model, setup))
     heads = [run.head(model, location).to(model.device) for location in setup.model_locations]
     sessions = [head_graph(model, head, tile_features).session() for head in heads]
-    return Detector(run_manifest(run, normalisation or RAW), shared.session(), sessions, batch_size=batch_size)
+    manifest = run_manifest(run, normalisation or RAW)
+    return Detector(manifest, shared.session(), sessions, batch_size=batch_size, roi=run.roi())
 
 
 def run_manifest(run: RunFolder, normalisation: Normalisation) -> Manifest:

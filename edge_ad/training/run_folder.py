@@ -3,6 +3,7 @@
 ::
 
     RUN/run.json                           settings, data, seed, versions: written first
+    RUN/roi.png                            where to look, where it is not everywhere
     RUN/extractor.safetensors              the frozen part, stored once
     RUN/tile_models/r00_c00.safetensors    one head per tile model, written as soon as it is fitted
     RUN/losses/r00_c00.json                what its training saw of its loss, where it was trained step by step
@@ -15,6 +16,7 @@ settings it was begun with.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ from edge_ad.methods import create_model
 from edge_ad.methods.tile_model import Losses, TileModel
 from edge_ad.methods.weights import fill
 from edge_ad.records import from_plain, to_plain
+from edge_ad.roi import Roi
 from edge_ad.setups import Setup
 from edge_ad.tiling import Location
 
@@ -51,6 +54,7 @@ class DataSource:
     digest: str  # over the decoded training images' file digests
     training: tuple[str, ...]  # file digests of the images the heads are fitted on
     held_out: tuple[str, ...]  # file digests of the normal images thresholds are fitted on
+    roi: str | None = None  # digest of the run's roi.png
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,12 @@ class RunFolder:
     settings: RunSettings
 
     @classmethod
-    def begin(cls, path: Path, settings: RunSettings, model: TileModel) -> RunFolder:
+    def begin(cls, path: Path, settings: RunSettings, model: TileModel, roi: Roi | None = None) -> RunFolder:
         """Start a run, or continue one that was begun with the same settings.
 
         Args:
             model: the method; continuing a run with random weights (``"none"``), its extractor takes those of the run.
+            roi: of which ``settings.data`` has the digest.
 
         Raises:
             RunMismatchError: ``path`` holds a run with other settings or weights, or files of something else.
@@ -100,6 +105,8 @@ class RunFolder:
             return run
         if path.exists() and any(path.iterdir()):
             raise RunMismatchError(f"{path} is not empty and not a run folder; choose another -o")
+        if roi is not None:
+            atomic.write_bytes(path / "roi.png", roi.png())
         atomic.write_json(path / "run.json", to_plain(settings))
         run = cls(path, settings)
         run._take_up(model)
@@ -113,6 +120,16 @@ class RunFolder:
             raise IncompleteRunError(f"{path} is not a run folder: no run.json; make one with edge-ad train")
         value = _read_json(path / "run.json", "train again, into another folder")
         return cls(path, from_plain(RunSettings, value, f"{path}/run.json", IncompleteRunError))
+
+    def roi(self) -> Roi | None:
+        """Where to look. Raises `IncompleteRunError` where roi.png is missing or not the run's."""
+        wanted = self.settings.data.roi
+        if wanted is None:
+            return None
+        path = self.path / "roi.png"
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+            raise IncompleteRunError(f"{path} is missing or another one; train again, into another folder")
+        return Roi.read(path, self.settings.setup.image_size)
 
     def head_path(self, location: Location) -> Path:
         """File of one tile model's head."""

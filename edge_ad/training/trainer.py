@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ from edge_ad.evaluation.thresholds import ThresholdRule
 from edge_ad.imaging import PixelFormat
 from edge_ad.methods.tile_model import ImageFeatures, TileModel, TileStream, location_seed
 from edge_ad.progress import Progress, no_progress
+from edge_ad.roi import Roi
 from edge_ad.setups import Setup
 from edge_ad.tiling import Location
 from edge_ad.training.calibration import fit_normalisation
@@ -42,12 +44,13 @@ MINIMUM_HELD_OUT = 2
 class TrainingImages:
     """Normal images at the setup's size, split in those heads are fitted on and those thresholds are fitted on.
 
-    Both are uint8 (n, H, W, 3) RGB.
+    Both are uint8 (n, H, W, 3) RGB, painted over outside of ``roi``.
     """
 
     fit: NDArray[np.uint8]
     held_out: NDArray[np.uint8]
     source: DataSource
+    roi: Roi | None = None
 
 
 def hold_out(count: int, seed: int, fraction: float = HELD_OUT_FRACTION) -> tuple[list[int], list[int]]:
@@ -82,6 +85,7 @@ def read_training_images(
     seed: int,
     held_out: float = HELD_OUT_FRACTION,
     pixel_format: PixelFormat = PixelFormat(),  # noqa: B008 - frozen
+    roi: Roi | None = None,
     progress: Progress = no_progress,
 ) -> TrainingImages:
     """Decode the training part of ``dataset`` once, and split it.
@@ -102,8 +106,19 @@ def read_training_images(
         fit_images, held_images = train.images[fit], train.images[out]
         fit_digests = tuple(train.digests[i] for i in fit)
         held_digests = tuple(train.digests[i] for i in out)
-    source = DataSource(str(root.resolve()), layout, category, pixel_format, train.digest, fit_digests, held_digests)
-    return TrainingImages(fit_images, held_images, source)
+    source = DataSource(
+        str(root.resolve()),
+        layout,
+        category,
+        pixel_format,
+        train.digest,
+        fit_digests,
+        held_digests,
+        hashlib.sha256(roi.png()).hexdigest() if roi else None,
+    )
+    if roi:
+        fit_images, held_images = roi.paint(fit_images), roi.paint(held_images)
+    return TrainingImages(fit_images, held_images, source, roi)
 
 
 def run_images(run: RunFolder, calibration: Path | None = None, *, progress: Progress = no_progress) -> TrainingImages:
@@ -134,6 +149,7 @@ def run_images(run: RunFolder, calibration: Path | None = None, *, progress: Pro
         seed=settings.seed,
         held_out=len(data.held_out) / (len(data.held_out) + len(data.training)),
         pixel_format=data.pixel_format,
+        roi=run.roi(),
         progress=progress,
     )
     found = (images.source.training, images.source.held_out)
@@ -279,6 +295,6 @@ def train(
         threshold_rule=threshold_rule,
         normalisation_stage=stage,
     )
-    run = RunFolder.begin(output, settings, model)
+    run = RunFolder.begin(output, settings, model, images.roi)
     EnsembleTrainer(run, model, images, progress=progress).train()
     return run

@@ -33,6 +33,25 @@ def trained(run, plates: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+def test_a_region_of_interest_goes_all_the_way(run, plates: Path, tmp_path: Path):
+    where = np.zeros((100, 100), np.uint8)
+    where[:, :50] = 255
+    write_png(tmp_path / "where.png", where)
+    options = ("--data", plates, *TINY, "--roi", tmp_path / "where.png", "-o", tmp_path / "run")
+    assert run("train", *options).code == 0
+    assert run("train", *options).code == 0  # continued
+    assert run("export", tmp_path / "run", "--precision", "fp32", "-o", tmp_path / "bundle").code == 0
+    assert "region of interest  roi.png" in run("inspect", tmp_path / "bundle").out
+    assert run("verify", tmp_path / "bundle").code == 0
+    good = plates / "train" / "good"
+    assert run("threshold", tmp_path / "bundle", "--good", good, "-o", tmp_path / "other").code == 0
+    assert (tmp_path / "other" / "roi.png").read_bytes() == (tmp_path / "bundle" / "roi.png").read_bytes()
+    write_png(tmp_path / "black.png", 0 * where)
+    code, out, err = run("train", *options[:-3], tmp_path / "black.png", "-o", tmp_path / "never")
+    assert (code, out) == (2, "")
+    assert "black.png: all is black; paint black what is to be left out, and white where to look" in err
+
+
 def test_the_road(run, plates: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert sorted(path.name for path in (trained / "tile_models").iterdir()) == [
         f"r0{row}_c0{col}.safetensors" for row in (0, 1) for col in (0, 1)
