@@ -79,7 +79,7 @@ def inspect(bundle: Path, source: str, device: str, standby: str | None, output:
             print(json.dumps(as_json(result, detector.stats())), flush=True)
             if output is None and not show:
                 continue
-            annotated = cv2.cvtColor(overlay.draw(result), cv2.COLOR_RGB2BGR)
+            annotated = cv2.cvtColor(overlay.draw(result, roi=detector.roi), cv2.COLOR_RGB2BGR)
             if output is not None:
                 if writer is None:
                     writer = open_writer(output, annotated)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edge_ad.errors import FrameError
 from edge_ad.imaging import resize_mask, to_rgb
+from edge_ad.roi import Roi
 from edge_ad.runtime.result import Region, Result, Verdict
 from edge_ad.tiling import TileGrid
 
@@ -32,9 +33,9 @@ _CYAN: Rgb = (64, 224, 255)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def draw(result: Result, grid: TileGrid | None = None) -> Image:
+def draw(result: Result, grid: TileGrid | None = None, roi: Roi | None = None) -> Image:
     """Everything on the result's own frame, (h, w, 3) RGB whatever its colour and depth: heat, contours, regions,
-    caption; the tiles where ``grid`` is given.
+    caption; the tiles where ``grid`` is given; darker outside of ``roi``, the detector's.
 
     No heat where the result is not normalised: its map has no fixed scale. The caption alone where the verdict is
     "error", on black where the frame is none as declared.
@@ -42,6 +43,8 @@ def draw(result: Result, grid: TileGrid | None = None) -> Image:
     if result.verdict is Verdict.ERROR:
         return caption(_seen(result), result.pred_score, result.verdict)
     drawn = to_rgb(result.frame, result.color, result.bits)
+    if roi is not None:
+        drawn = darken(drawn, ~resize_mask(roi.inside, result.original_size))
     if result.is_normalised:
         drawn = heat(drawn, result.map_at())
     drawn = contours(drawn, resize_mask(result.pred_mask, result.original_size))
@@ -57,6 +60,13 @@ def heat(image: Image, anomaly_map: NDArray[np.float32]) -> Image:
     colors, keep = _heat_tables()
     kept = cv2.multiply(image, cv2.merge([keep[levels]] * 3), scale=1 / 255)
     drawn: Image = cv2.add(kept, colors[levels])  # type: ignore[assignment]
+    return drawn
+
+
+def darken(image: Image, where: NDArray[np.bool_]) -> Image:
+    """Half as bright ``where`` (h, w), so that one sees it is not looked at."""
+    drawn = image.copy()
+    drawn[where] //= 2
     return drawn
 
 

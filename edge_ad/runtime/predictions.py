@@ -35,7 +35,6 @@ from edge_ad.records import to_plain
 from edge_ad.runtime import overlay
 from edge_ad.runtime.detector import Detector
 from edge_ad.runtime.result import Result, Verdict
-from edge_ad.tiling import TileGrid
 
 RESULTS, OVERLAYS, MASKS = "results.jsonl", "overlays", "masks"
 NAME_MAX_BYTES = 240  # of the 255 of most file systems: a number and a suffix come on top
@@ -143,7 +142,8 @@ def predict_files(
         else:
             record |= _record(result)
             if pictures:
-                record |= _write_pictures(output, name, result, detector.grid if tiles else None)
+                drawn = overlay.draw(result, detector.grid if tiles else None, detector.roi)
+                record |= _write_pictures(output, name, result, drawn)
             prediction = Prediction(name, path, result)
         _write_results(output, "a", json.dumps(record, allow_nan=False) + "\n")
         yield prediction
@@ -156,11 +156,11 @@ def _inspect(detector: Detector, image: NDArray[np.uint8], name: str, path: Path
         raise NonFiniteOutputError(f"{path}: {error}") from error
 
 
-def _write_pictures(output: Path, name: str, result: Result, grid: TileGrid | None) -> dict[str, str]:
+def _write_pictures(output: Path, name: str, result: Result, drawn: NDArray[np.uint8]) -> dict[str, str]:
     """Write overlay and mask; where they lie below ``output``. They can be made again: the disk is not waited for."""
     mask = resize_mask(result.pred_mask, result.original_size).astype(np.uint8) * 255
     written = {"overlay": f"{OVERLAYS}/{name}.png", "mask": f"{MASKS}/{name}.png"}
-    for relative, picture in zip(written.values(), (overlay.draw(result, grid), mask), strict=True):
+    for relative, picture in zip(written.values(), (drawn, mask), strict=True):
         atomic.write_bytes(output / relative, encode_png(picture), durable=False)
     return written
 

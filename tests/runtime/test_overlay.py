@@ -8,6 +8,7 @@ import pytest
 from fake_session import fake_detector
 from tiny_bundle import some_image, tiny_manifest
 
+from edge_ad.roi import Roi
 from edge_ad.runtime import overlay
 from edge_ad.runtime.faults import FaultPolicy
 from edge_ad.runtime.result import Region, Result, Verdict
@@ -37,6 +38,18 @@ def test_heat_clips() -> None:
     beyond = np.full(GREY.shape[:2], 7, np.float32)
     np.testing.assert_array_equal(overlay.heat(GREY, beyond), overlay.heat(GREY, np.ones_like(beyond)))
     np.testing.assert_array_equal(overlay.heat(GREY, -beyond), GREY)
+
+
+def test_outside_of_the_region_of_interest_it_is_darker(result: Result) -> None:
+    inside = np.ones(result.pred_mask.shape, bool)
+    inside[:, :20] = False
+    plain, seen = overlay.draw(result), overlay.draw(result, roi=Roi(inside))
+    width = result.original_size[1]
+    left = slice(0, 20 * width // inside.shape[1] - 2)
+    assert seen[:, left].mean() < 0.8 * plain[:, left].mean()
+    right = slice(20 * width // inside.shape[1] + 2, None)
+    np.testing.assert_array_equal(seen[:, right], plain[:, right])
+    np.testing.assert_array_equal(overlay.darken(GREY, GREY[:, :, 0] > 0), GREY // 2)
 
 
 def test_contours_stay_on_the_edge() -> None:
