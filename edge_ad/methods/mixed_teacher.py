@@ -183,7 +183,7 @@ class MixedTeacher(GradientModel):
         second_weights: str | None = None,
         alpha: float = 1.0,
         extent_of_tile: bool = False,
-        mean_score: bool = True,
+        mean_score: bool = False,
         **training: Any,
     ) -> None:
         if not alpha > 0:

@@ -2,9 +2,9 @@
 
 Source: Thomine et al., "MixedTeacher", arXiv 2306.09859, section 3; authors' code SimonThomine/MixedTeacher. Loss: per
 layer the mean over positions of |t - s|^2 / 2, features of unit length, summed over layers (eq. 2 to 4). Map: these
-distances upsampled, summed over layers (eq. 10), not smoothed. Score: its sum (eq. 12), over the tile's area. The
-authors' code takes the maximum, ``-p mean_score=false``: it belongs to whatever a shallow student never learns, such as
-sharp edges, on normal tiles as on others (`docs/results.md`).
+distances upsampled, summed over layers (eq. 10), not smoothed. Score: its maximum, as in the authors' code, which finds
+defects that are small. The paper's is the sum (eq. 12); over the tile's area it is ``-p mean_score=true``, for textures
+whose defects fill much of a tile (`docs/results.md`).
 
 Where the paper can be read in two ways:
 
@@ -181,7 +181,7 @@ class ReducedStudent(GradientModel):
         backbone: str = DEFAULT_BACKBONE,
         layers: tuple[str, ...] = (),
         weights: str = "auto",
-        mean_score: bool = True,
+        mean_score: bool = False,
         **training: Any,
     ) -> None:
         network = Backbone(backbone, layers, weights, before_blocks=True)
