@@ -4,8 +4,8 @@ Source: Thomine et al., "MixedTeacher", arXiv 2306.09859, section 3; authors' co
 layer the mean over positions of |t - s|^2 / 2, features of unit length, summed over layers (eq. 2 to 4). Map: these
 distances upsampled, summed over layers (eq. 10), not smoothed. Score: its maximum, as in the authors' code, which finds
 defects that are small. The paper's is the sum (eq. 12); over the tile's area it is ``-p mean_score=true``, for textures
-whose defects fill much of a tile (`docs/results.md`). After a few dozen steps the maximum still belongs to what a shallow
-student learns last, such as sharp edges, on normal tiles as on others.
+whose defects fill much of a tile (`docs/results.md`). After a few dozen steps the maximum still belongs to what a
+shallow student learns last, such as sharp edges, on normal tiles as on others.
 
 Where the paper can be read in two ways:
 
