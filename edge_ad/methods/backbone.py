@@ -138,14 +138,10 @@ class Backbone(nn.Module):
     def untrained(self) -> nn.Module:
         """The same network, random and trainable, from scaled images (see `scale_image`) to the same maps.
 
-        Weights come from torch's global generator. Every normalisation starts at scale 1 and shift 0, as torchvision
-        does; timm starts the last one of a residual block at 0.
+        Weights come from torch's global generator, as timm draws them: the last normalisation of a residual block starts
+        at scale 0, which trains faster (Goyal et al., arXiv 1706.02677, section 5.1).
         """
-        net = self._cut()
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.reset_parameters()
-        return net
+        return self._cut()
 
     def _cut(self) -> nn.Module:
         """The network with random weights, to the deepest tap."""

@@ -4,9 +4,10 @@ Source: Wang et al., "Student-Teacher Feature Pyramid Matching for Anomaly Detec
 gdwang08/STFPM. Loss: per layer the mean over positions of |t - s|^2, features of unit length; summed over layers. Map:
 the product of the layers' distances at the first layer's resolution, upsampled, not smoothed. Score: its maximum.
 
-Two things differ from the official code. The map is the L-th root of the product of L layers: the same order at every
+Three things differ from the official code. The map is the L-th root of the product of L layers: the same order at every
 position, but of the size of one distance, where the product of three, about 1e-9, vanishes in half precision and lets
-one tile outweigh all others when maps are merged. And the state kept is that of lowest validation loss, not of lowest
+one tile outweigh all others when maps are merged. The student begins with blocks that are their shortcuts
+(`Backbone.untrained`): it learns faster. And the state kept is that of lowest validation loss, not of lowest
 mean map, which favours whatever shrinks the product.
 
 Symbols: N tiles, h, w tile size.

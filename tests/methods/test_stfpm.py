@@ -91,9 +91,9 @@ def test_a_student_is_random_trainable_and_not_the_teacher(model):
     assert not torch.equal(one.student.conv1.weight, model.teacher.net.conv1.weight)
     assert all(parameter.requires_grad for parameter in one.parameters())
     assert not any(parameter.requires_grad for parameter in model.extractor.parameters())
-    # timm would start the last normalisation of every residual block at 0
-    scales = [module.weight for module in one.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    assert all((scale == 1).all() for scale in scales)
+    # Every residual block begins as its shortcut
+    scales = {name: m.weight for name, m in one.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert all((scale == (0 if name.endswith("bn2") else 1)).all() for name, scale in scales.items())
     # ResNet18 to layer3: 2.78 M parameters (METHODS, the tiled ensemble's table 3)
     assert sum(parameter.numel() for parameter in one.student.parameters()) == 2_782_784
 
