@@ -138,8 +138,8 @@ class Backbone(nn.Module):
     def untrained(self) -> nn.Module:
         """The same network, random and trainable, from scaled images (see `scale_image`) to the same maps.
 
-        Weights come from torch's global generator, as timm draws them: the last normalisation of a residual block starts
-        at scale 0, which trains faster (Goyal et al., arXiv 1706.02677, section 5.1).
+        Weights come from torch's global generator, as timm draws them: the last normalisation of a residual block
+        starts at scale 0, which trains faster (Goyal et al., arXiv 1706.02677, section 5.1).
         """
         return self._cut()
 
