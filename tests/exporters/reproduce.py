@@ -16,7 +16,7 @@ from edge_ad.methods import create_model
 from edge_ad.setups import Sharing
 from edge_ad.training.trainer import train
 
-METHODS = {"padim": {"dimensions": 9}, "stfpm": {"steps": 24, "batch_size": 4}}
+METHODS = {"padim": {"dimensions": 9}, "stfpm": {"steps": 60, "batch_size": 4}}
 EXPORTS = {
     "padim": [(graph_format, precision) for graph_format in Format for precision in (Precision.FP32, Precision.INT8)],
     "stfpm": [(Format.OPENVINO, Precision.INT8), (Format.ONNX, Precision.FP32)],
