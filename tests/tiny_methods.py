@@ -25,7 +25,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "fastflow": {"steps": 24, "batch_size": 4},
     "reverse_distillation": {"steps": 24, "batch_size": 4},
     "stfpm": {"steps": 24, "batch_size": 4},
-    "reduced_student": {"layers": ("maxpool", "layer1", "layer2"), "steps": 96, "batch_size": 4},
+    "reduced_student": {"layers": ("maxpool", "layer1", "layer2"), "steps": 160, "batch_size": 4},
     "ast": {"teacher_width": 16, "student_width": 32, "steps": 60, "batch_size": 4, "learning_rate": 2e-3},
     "cfa": {"dimensions": 24, "centres": 48, "steps": 24, "batch_size": 4},
     "cutpaste": {"steps": 60, "batch_size": 4},
