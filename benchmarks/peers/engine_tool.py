@@ -51,17 +51,9 @@ def tools(graph: Path, session: Session, iterations: int) -> float:
     tool = which("benchmark_app")
     if tool is None:
         raise click.ClickException("benchmark_app, which comes with openvino, is not on the PATH")
-    options = {"-m": graph, "-shape": shapes, "-niter": iterations, "-infer_precision": session.precision}
-    command = [
-        tool,
-        "-d",
-        "CPU",
-        "-api",
-        "sync",
-        "-hint",
-        "latency",
-        *(str(x) for pair in options.items() for x in pair),
-    ]
+    options = {"-m": graph, "-d": "CPU", "-api": "sync", "-hint": "latency", "-shape": shapes, "-niter": iterations}
+    options |= {"-infer_precision": session.precision}
+    command = [tool, *(str(part) for pair in options.items() for part in pair)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = MEDIAN.search(printed)
     if found is None:

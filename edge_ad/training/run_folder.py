@@ -16,7 +16,6 @@ settings it was begun with.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from edge_ad import atomic
+from edge_ad.bundle.files import ROI_NAME, sha256_file
 from edge_ad.bundle.manifest import Normalisation, NormalisationStage, ScoreMerge
 from edge_ad.errors import IncompleteRunError, RunMismatchError, WrongWeightsError
 from edge_ad.imaging import PixelFormat
@@ -106,7 +106,7 @@ class RunFolder:
         if path.exists() and any(path.iterdir()):
             raise RunMismatchError(f"{path} is not empty and not a run folder; choose another -o")
         if roi is not None:
-            atomic.write_bytes(path / "roi.png", roi.png())
+            atomic.write_bytes(path / ROI_NAME, roi.png())
         atomic.write_json(path / "run.json", to_plain(settings))
         run = cls(path, settings)
         run._take_up(model)
@@ -126,8 +126,8 @@ class RunFolder:
         wanted = self.settings.data.roi
         if wanted is None:
             return None
-        path = self.path / "roi.png"
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+        path = self.path / ROI_NAME
+        if not path.is_file() or sha256_file(path) != wanted:
             raise IncompleteRunError(f"{path} is missing or another one; train again, into another folder")
         return Roi.read(path, self.settings.setup.image_size)
 
