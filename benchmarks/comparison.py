@@ -81,6 +81,7 @@ def run_comparison(
     threads: int | None = None,
     require_signature: Path | None = None,
     memory_budget: str | None = None,
+    cache_dir: Path | None = None,
     warmup: int,
     iterations: int,
     progress: Progress = no_progress,
@@ -89,7 +90,8 @@ def run_comparison(
 
     Args:
         bundles: folders; each is called by its name, or by its path as given where two have the same name.
-        device, precision, threads, require_signature, memory_budget: see `edge_ad.load`; the budget is each bundle's.
+        device, precision, threads, require_signature, memory_budget, cache_dir: see `edge_ad.load`; the budget is
+            each bundle's.
 
     Raises:
         InputError: no run would be timed, or a bundle twice.
@@ -113,6 +115,7 @@ def run_comparison(
                     threads=threads,
                     require_signature=require_signature,
                     memory_budget=memory_budget,
+                    cache_dir=cache_dir,
                 )
             )
             for path in bundles

@@ -15,7 +15,8 @@ from edge_ad.errors import InputError
 from edge_ad.records import from_plain, to_plain
 from edge_ad.runtime.detector import Detector
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READABLE = (2, SCHEMA_VERSION)  # 2: without `Config.has_cache`
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Config:
     schedule: Schedule
     frame: str  # which image was fed, in words
     memory_budget: str | None = None  # as asked for; None: everything stays loaded
+    has_cache: bool = False  # the engine kept compiled graphs in a folder, and found those of earlier loads there
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ class BenchmarkReport:
         return self.latency.end_to_end.mean_ms
 
     @property
+    def cold_start_ms(self) -> float:
+        """From no engine in the process to the first map."""
+        return self.load_ms + self.first_inference_ms
+
+    @property
     def definition(self) -> str:
         """What was measured, in one sentence."""
         schedule = self.config.schedule
@@ -97,6 +104,7 @@ class BenchmarkReport:
             "latency_min_ms": timing.min_ms,
             "latency_max_ms": timing.max_ms,
             "latency_stdev_ms": timing.stdev_ms,
+            "cold_start_ms": self.cold_start_ms,
             "result_mean_ms": self.latency.result.mean_ms,
             "bare_median_ms": self.latency.bare.median_ms,
             "bare_ratio": self.latency.bare_ratio,
@@ -128,7 +136,7 @@ class BenchmarkReport:
         Raises:
             InputError: another schema_version, or a field that is missing, unknown or of the wrong type.
         """
-        if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
+        if not isinstance(value, dict) or value.get("schema_version") not in READABLE:
             raise InputError(f"benchmark report: expected an object with schema_version {SCHEMA_VERSION}")
         stored = {key: item for key, item in value.items() if key not in ("summary", "definition", "warnings")}
         report: BenchmarkReport = from_plain(cls, stored, "benchmark report")

@@ -37,6 +37,7 @@ def run_benchmark(
     threads: int | None = None,
     require_signature: Path | None = None,
     memory_budget: str | None = None,
+    cache_dir: Path | None = None,
     warmup: int = WARMUP,
     iterations: int = ITERATIONS,
     batch: int | None = None,
@@ -47,7 +48,7 @@ def run_benchmark(
 
     Args:
         bundle: the bundle folder.
-        device, precision, threads, require_signature, memory_budget: see `edge_ad.load`.
+        device, precision, threads, require_signature, memory_budget, cache_dir: see `edge_ad.load`.
         warmup, iterations: runs at batch 1; others than the protocol's mark the report as shortened.
         batch: images per throughput run, the protocol's where None; 0 measures no throughput.
         throughput_iterations: timed throughput runs; as many as ``iterations`` where None.
@@ -73,6 +74,7 @@ def run_benchmark(
         threads=threads,
         require_signature=require_signature,
         memory_budget=memory_budget,
+        cache_dir=cache_dir,
     )
 
     detector, load_ms = _timed(open_detector)
@@ -94,7 +96,16 @@ def run_benchmark(
     return BenchmarkReport(
         schema_version=SCHEMA_VERSION,
         protocol=schedule.protocol(manifest.method.name),
-        config=Config(bundle.resolve().name, device, str(precision), threads, schedule, frame, memory_budget),
+        config=Config(
+            bundle.resolve().name,
+            device,
+            str(precision),
+            threads,
+            schedule,
+            frame,
+            memory_budget,
+            has_cache=cache_dir is not None,
+        ),
         environment=environment.read_environment(device_name, load_average),
         bundle=bundle_facts(manifest, sha256_file(bundle / MANIFEST_NAME), (bundle / MANIFEST_NAME).stat().st_size),
         executed=in_words,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from edge_ad.cli.options import (
+    cache_dir_option,
     device_option,
     memory_option,
     precision_option,
@@ -35,6 +36,7 @@ Timed = TypeVar("Timed")
 @click.option("--throughput-iterations", type=int, help="Timed throughput runs.  [default: as --iterations]")
 @threads_option
 @memory_option
+@cache_dir_option
 @click.option("--json", "json_path", type=click.Path(allow_dash=True), help="Write every sample here; - for stdout.")
 @click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), help="Write the tables here.")
 @click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write one self-contained page here.")
@@ -50,6 +52,7 @@ def command(
     throughput_iterations: int | None,
     threads: int | None,
     memory_budget: str | None,
+    cache_dir: Path | None,
     json_path: str | None,
     markdown_path: Path | None,
     html_path: Path | None,
@@ -79,6 +82,7 @@ def command(
             threads=threads,
             require_signature=require_signature,
             memory_budget=memory_budget,
+            cache_dir=cache_dir,
             warmup=warmup,
             iterations=iterations,
             progress=show_progress,

@@ -30,6 +30,14 @@ def test_json_there_and_back():
     assert BenchmarkReport.from_json(json.loads(json.dumps(report.to_json(), allow_nan=False))) == report
 
 
+def test_a_report_of_before_the_cache_is_read():
+    written = make_report().to_json() | {"schema_version": 2}
+    del written["config"]["has_cache"]
+    report = BenchmarkReport.from_json(written)
+    assert not report.config.has_cache
+    assert report.latency == make_report().latency
+
+
 def test_the_format_is_the_golden_one():
     """To change the format on purpose, write the new paths to report_keys.txt and raise SCHEMA_VERSION."""
     assert sorted(key_paths(make_report().to_json())) == KEYS.read_text().split()
@@ -48,6 +56,7 @@ def test_the_summary_by_hand():
     assert summary["latency_mean_ms"] == 5.0
     assert summary["latency_stdev_ms"] == 1.0
     assert summary["bare_ratio"] == 5.0 / 4.0
+    assert summary["cold_start_ms"] == 129.0
     assert summary["throughput_images_per_s"] == pytest.approx(16 * 2 / 0.080)
     assert summary["ceiling_percent"] == 25.0
 
@@ -55,7 +64,7 @@ def test_the_summary_by_hand():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 1}, "expected an object with schema_version 2"),
+        ({"schema_version": 1}, "expected an object with schema_version 3"),
         ({"surprise": 1}, "benchmark report: unknown surprise"),
         ({"load_ms": "fast"}, r"benchmark report\.load_ms: expected float, but got 'fast'"),
     ],

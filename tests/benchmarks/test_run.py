@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,9 +24,9 @@ def bundle(tmp_path, monkeypatch):
     write_manifest(folder, make_manifest())
     detectors = []
 
-    def load(path, device, *, precision, threads, batch_size=1, require_signature=None, memory_budget=None):
+    def load(path, device, *, precision, batch_size=1, require_signature=None, **options):
         assert path == folder
-        detectors.append((make_detector(make_manifest(), batch_size), device, str(precision), threads, memory_budget))
+        detectors.append((make_detector(make_manifest(), batch_size), device, str(precision), *options.values()))
         return detectors[-1][0]
 
     monkeypatch.setattr(edge_ad, "load", load, raising=False)
@@ -46,8 +47,8 @@ def test_a_whole_run(bundle):
         folder, "NOWHERE", threads=2, warmup=2, iterations=3, batch=5, progress=lambda *step: told.append(step)
     )
     assert [(detector.batch_size, *rest) for detector, *rest in detectors] == [
-        (1, "NOWHERE", "auto", 2, None),
-        (5, "NOWHERE", "auto", 2, None),
+        (1, "NOWHERE", "auto", 2, None, None),
+        (5, "NOWHERE", "auto", 2, None, None),
     ]
     assert all(session.closed for detector, *_ in detectors for session in detector.sessions)
     first, second = (detector.shared.seen for detector, *_ in detectors)
@@ -140,11 +141,13 @@ def test_every_option_reaches_the_run(bundle):
         "--json",
         "-",
         *("--memory-budget", "3MB"),
+        *("--cache-dir", "compiled"),
     )
     report = BenchmarkReport.from_json(json.loads(invoke(folder, *QUICK, *options).stdout))
-    assert [given for _, *given in detectors] == 2 * [["GPU.1", "f32", 3, "3MB"]]
+    assert [given for _, *given in detectors] == 2 * [["GPU.1", "f32", 3, "3MB", Path("compiled")]]
     config = report.config
     assert (config.device, config.precision, config.threads, config.memory_budget) == ("GPU.1", "f32", 3, "3MB")
+    assert config.has_cache
     assert report.throughput.runs.count == 4
 
 
