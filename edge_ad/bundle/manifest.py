@@ -196,7 +196,7 @@ class Manifest:
     graphs: tuple[Graph, ...]
     golden: tuple[Golden, ...]
     parity: tuple[Parity, ...]
-    parity_tolerance: float  # on score and map, relative to the reference's range; widens with precision
+    parity_tolerance: float  # how far a golden score may be off elsewhere, of the score scale's threshold - low
     provenance: Provenance
     feature_axes: FeatureAxes = FeatureAxes.NCHW
     roi: FileEntry | None = None  # where to look: an image of the setup's size, see `edge_ad.roi`

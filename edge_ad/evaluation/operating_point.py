@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_ad.bundle.files import Bundle, staged_bundle, write_manifest
-from edge_ad.bundle.manifest import Manifest, Normalisation, ScoreMerge
+from edge_ad.bundle.manifest import Manifest, Normalisation, Scale, ScoreMerge
 from edge_ad.errors import InputError
 from edge_ad.evaluation.raw_values import RawValues, summary
 from edge_ad.evaluation.thresholds import Statistic
@@ -94,9 +94,16 @@ def write_operating_point(
     Raises:
         OutputExistsError, OutputWriteError: see `staged_bundle`.
     """
-    manifest = replace(bundle.manifest, merge=detector.manifest.merge, normalisation=normalisation)
+    manifest = replace(
+        bundle.manifest,
+        merge=detector.manifest.merge,
+        normalisation=normalisation,
+        parity_tolerance=_tolerance(bundle.manifest, normalisation.score),
+    )
     if manifest.merge != bundle.manifest.merge:
         golden = manifest.golden
+        loosest = max(manifest.parity_tolerance, bundle.manifest.parity_tolerance)  # another merge, another rounding
+        manifest = replace(manifest, parity_tolerance=loosest)
         scores = raw_values(detector, [bundle.file(each.file) for each in golden]).scores.tolist()
         scored = (replace(each, raw_score=score) for each, score in zip(golden, scores, strict=True))
         manifest = replace(manifest, golden=tuple(scored))
@@ -106,3 +113,9 @@ def write_operating_point(
             shutil.copyfile(bundle.file(entry), stage / entry.path)
         write_manifest(stage, manifest)
     return manifest
+
+
+def _tolerance(old: Manifest, scale: Scale) -> float:
+    """The error that ``old`` allows its golden scores, of ``scale`` instead of its own: devices round as they did."""
+    before = old.normalisation.score
+    return old.parity_tolerance * (before.threshold - before.low) / (scale.threshold - scale.low)

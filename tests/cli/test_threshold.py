@@ -11,7 +11,7 @@ from tiny_bundle import expected_tile, some_image, tiny_manifest, tiny_setup
 
 import edge_ad
 from edge_ad.bundle.files import read_bundle
-from edge_ad.bundle.manifest import Fusion, Scale, ScoreMerge
+from edge_ad.bundle.manifest import Fusion, Manifest, Scale, ScoreMerge
 from edge_ad.errors import InputError
 from edge_ad.evaluation.operating_point import merged_by
 from edge_ad.imaging import write_png
@@ -29,6 +29,11 @@ def picture(red: int) -> np.ndarray:
 def tile_scores(image: np.ndarray) -> np.ndarray:
     tiles = SETUP.grid.crop(image)
     return np.array([expected_tile(tile, at)[1] for at, tile in zip(SETUP.grid.locations, tiles, strict=True)])
+
+
+def allowed_error(manifest: Manifest) -> float:
+    scale = manifest.normalisation.score
+    return manifest.parity_tolerance * (scale.threshold - scale.low)
 
 
 @pytest.fixture
@@ -52,7 +57,9 @@ def test_thresholds_by_the_rule(run, bundle: Path, good: Path, bad: Path, tmp_pa
     found, old = read_bundle(output).manifest, read_bundle(bundle).manifest
     assert found.normalisation.score.threshold == pytest.approx(scores.mean() + 2 * scores.std(), rel=1e-5)
     assert found.normalisation.rule == "sigma:2 on 4 good images"
-    assert replace(found, normalisation=old.normalisation) == old  # nothing else changed
+    assert allowed_error(found) == pytest.approx(allowed_error(old))  # a threshold does not change how devices round
+    kept = {"normalisation": old.normalisation, "parity_tolerance": old.parity_tolerance}
+    assert replace(found, **kept) == old  # nothing else changed
     rejected = int((scores >= old.normalisation.score.threshold).sum())
     assert f"good rejected  {rejected} of 4" in out
     assert out.splitlines()[-1].split() == ["bad", "rejected", "1", "of", "1", "1", "of", "1"]
@@ -80,6 +87,9 @@ def test_f1_needs_defects(run, bundle: Path, good: Path, bad: Path, tmp_path: Pa
     assert run("threshold", bundle, "--good", good, "--bad", bad, "--rule", "f1", "-o", tmp_path / "new").code == 0
     scale = read_bundle(tmp_path / "new").manifest.normalisation.score
     highest = max(tile_scores(picture(red)).mean() for red in COLOURS)
+    assert allowed_error(read_bundle(tmp_path / "new").manifest) == pytest.approx(
+        allowed_error(read_bundle(bundle).manifest)
+    )
     assert scale.threshold == pytest.approx((highest + tile_scores(some_image(SETUP)).mean()) / 2, rel=1e-5)
 
 
