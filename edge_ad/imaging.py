@@ -131,6 +131,23 @@ def to_rgb(frame: NDArray[Any], color: Color | str, bits: int | None = None) -> 
         ColorError: unknown colour order.
         FrameError: rank, dtype or channels do not fit.
     """
+    eight, order = _eight_bits(frame, color, bits)
+    return eight if order == Color.RGB else _convert(eight, _TO_RGB[order])
+
+
+def to_image(frame: NDArray[Any], color: Color | str, bits: int | None, size: Size) -> NDArray[np.uint8]:
+    """A camera frame as uint8 (H, W, 3) RGB at ``size``: `to_rgb` and `resize`, to the bit, and errors as there.
+
+    BGR, what cameras mostly give, becomes RGB where there are fewer pixels.
+    """
+    eight, order = _eight_bits(frame, color, bits)
+    if order == Color.BGR and eight[:, :, 0].size > size[0] * size[1]:
+        return _convert(resize(eight, size), _TO_RGB[order])
+    return resize(eight if order == Color.RGB else _convert(eight, _TO_RGB[order]), size)
+
+
+def _eight_bits(frame: NDArray[Any], color: Color | str, bits: int | None) -> tuple[NDArray[np.uint8], Color]:
+    """See `to_rgb`: the frame in eight bits, and the order of its channels."""
     if color not in list(Color):
         raise ColorError(f"unknown color {color!r}; expected one of {', '.join(Color)}")
     if not isinstance(frame, np.ndarray):
@@ -143,8 +160,7 @@ def to_rgb(frame: NDArray[Any], color: Color | str, bits: int | None = None) -> 
         raise FrameError(f"expected a frame {shape} for color {str(color)!r}, but got shape {frame.shape}")
     if channels == 4 and frame.dtype != np.uint8:  # opacity fills its 16 bits, whatever ``bits`` says of colours
         frame, color = frame[:, :, :3], Color(color[:3])
-    eight = to_uint8(frame, bits)
-    return eight if color == Color.RGB else _convert(eight, _TO_RGB[color])
+    return to_uint8(frame, bits), color
 
 
 def to_uint8(pixels: NDArray[Any], bits: int | None) -> NDArray[np.uint8]:

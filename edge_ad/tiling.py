@@ -271,10 +271,13 @@ class MapMerger:
 
     def add(self, location: Location, tile_map: NDArray[Any]) -> None:
         """Add the map (..., h, w) of one tile. The first tile since the last `result` starts a new image."""
-        rows, cols = self.grid.window(location)
-        if not self._touched.any():
-            self._total.fill(0)
-        self._total[..., rows, cols] += tile_map
+        window = self._total[..., *self.grid.window(location)]
+        if self._weight is None:
+            window[...] = tile_map
+        else:
+            if not self._touched.any():
+                self._total.fill(0)
+            window += tile_map
         self._touched[location.row * self.grid.cols + location.col] = True
 
     def result(self) -> NDArray[np.float32]:

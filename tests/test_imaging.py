@@ -27,6 +27,7 @@ from edge_ad.imaging import (
     resize,
     resize_map,
     resize_mask,
+    to_image,
     to_rgb,
     to_uint8,
     write_png,
@@ -322,6 +323,16 @@ def test_frames_of_every_colour_and_depth(bits):
     with_alpha = np.concatenate([frame, opacity - noise(HEIGHT, WIDTH, 1)], axis=2)
     np.testing.assert_array_equal(to_rgb(with_alpha, "rgba", bits), expected)
     np.testing.assert_array_equal(to_rgb(with_alpha, "bgra", bits), expected[..., ::-1])
+
+
+@pytest.mark.parametrize("size", [(20, 30), (31, 17), (40, 60), (90, 50), (100, 130)], ids=str)
+@pytest.mark.parametrize("bits", [None, 12])
+def test_an_image_is_the_frame_in_rgb_resized(size, bits):
+    dtype, below = (np.uint8, 256) if bits is None else (np.uint16, 2**bits)
+    frame = noise(80, 120, 4, dtype=dtype, below=below)
+    for color, channels in (("rgb", 3), ("bgr", 3), ("rgba", 4), ("bgra", 4), ("mono", 1)):
+        for view in (frame[..., :channels], frame[::-1, ::-1, :channels]):
+            np.testing.assert_array_equal(to_image(view, color, bits, size), resize(to_rgb(view, color, bits), size))
 
 
 @pytest.mark.parametrize("bits", range(8, 17))

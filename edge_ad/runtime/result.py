@@ -56,9 +56,9 @@ class Result:
         frame: the frame as it came in, for overlays. By reference, the one array that is not the result's own; of a
             stream its copy, unless that was told not to copy.
         color, bits: of the frame, as declared.
-        timings_ms: milliseconds: convert, resize, wait (for other threads), tiles (crops), infer, merge, seams, post,
-            total. Of a stream also queue (captured, not yet taken up) and handover (inferred, not yet asked for);
-            total is then the age of the frame.
+        timings_ms: milliseconds: convert (to RGB at the bundle's image size), wait (for other threads), tiles (crops),
+            infer, merge, seams, post, total. Of a stream also queue (captured, not yet taken up) and handover
+            (inferred, not yet asked for); total is then the age of the frame.
         frame_id: as passed in, or counted by `Detector.stream`.
         is_normalised: False where the bundle's normalisation stage is "none".
         device: what the graphs ran on, as the engine reports it.

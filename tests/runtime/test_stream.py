@@ -187,7 +187,7 @@ def test_timings_tell_the_age_of_a_frame(monkeypatch: pytest.MonkeyPatch) -> Non
     day_s = iter(range(10**6, 0, -3600))
     monkeypatch.setattr(time, "time", lambda: float(next(day_s)))
     detector = fake_detector(tiny_manifest())
-    stages = ["queue", "convert", "resize", "wait", "tiles", "infer", "merge", "handover", "seams", "post"]
+    stages = ["queue", "convert", "wait", "tiles", "infer", "merge", "handover", "seams", "post"]
     for result in detector.stream(_frames(5), color="rgb"):
         assert list(result.timings_ms) == [*stages, "total"]
         assert result.timings_ms["total"] == pytest.approx(sum(result.timings_ms[stage] for stage in stages))
