@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from functools import cache
+from hashlib import sha256
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -201,14 +202,18 @@ def open_graph(
 
     if kind != "CPU":
         _load_libraries()
+    kept = _engine_cache(cache_dir, graph, batch_size) if cache_dir else {}
 
     def opened(*, captured: bool) -> ort.InferenceSession:
-        settings = _settings(kind, number, precision, cache_dir, captured=captured)
+        settings = _settings(kind, number, precision, captured=captured) | kept
         providers = [(_PROVIDERS[kind].name, settings)]
         if kind == "TENSORRT":  # what it does not know runs on the same GPU
-            rest = _settings("CUDA", number, precision, None, captured=False)
+            rest = _settings("CUDA", number, precision, captured=False)
             providers.append((_PROVIDERS["CUDA"].name, rest))
-        return ort.InferenceSession(graph.model, options, providers=providers)
+        session = ort.InferenceSession(graph.model, options, providers=providers, enable_fallback=0)
+        if hasattr(session, "_model_bytes"):  # of its Python part, which keeps the file for a fallback
+            session._model_bytes = b""
+        return session
 
     try:
         try:
@@ -246,17 +251,26 @@ def _load_libraries() -> None:
             ort.preload_dlls()
 
 
-def _settings(
-    kind: str, number: str, precision: ExecutionPrecision, cache_dir: Path | None, *, captured: bool
-) -> dict[str, str]:
+def _settings(kind: str, number: str, precision: ExecutionPrecision, *, captured: bool) -> dict[str, str]:
     """Of the provider, as its documentation names them."""
     if kind == "CPU":
         return {}
     tf32 = str(int(precision in (ExecutionPrecision.AUTO, _TF32)))
     if kind == "CUDA":
         return {"device_id": number, "use_tf32": tf32, "enable_cuda_graph": str(int(captured))}
-    cache = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache_dir)} if cache_dir else {}
-    return {"device_id": number, "trt_fp16_enable": str(int(precision is _F16)), **cache}
+    return {"device_id": number, "trt_fp16_enable": str(int(precision is _F16))}
+
+
+def _engine_cache(folder: Path, graph: GraphFiles, batch_size: int) -> dict[str, str]:
+    """Settings of TensorRT's cache. By itself that tells graphs apart by the names in them alone: all heads of an
+    ensemble would be the first one.
+    """
+    prefix = f"{sha256(graph.model).hexdigest()[:32]}_{batch_size}"
+    return {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_engine_cache_prefix": prefix,
+    }
 
 
 def _executed(

@@ -11,11 +11,12 @@ import onnx
 import pytest
 from tiny_bundle import WRITERS, expected_tile, head_constants
 
+from edge_ad.bundle.graph_files import GraphFiles
 from edge_ad.bundle.manifest import Format
 from edge_ad.errors import DeviceFallbackError, DeviceNotFoundError, InferenceError, UnsupportedPrecisionError
 from edge_ad.exporters import onnx_graph
 from edge_ad.runtime import onnxruntime_session
-from edge_ad.runtime.onnxruntime_session import OnnxruntimeSession, _DeviceInputs, _settings
+from edge_ad.runtime.onnxruntime_session import OnnxruntimeSession, _DeviceInputs, _engine_cache, _settings
 from edge_ad.runtime.session import ExecutionPrecision, Session
 from edge_ad.runtime.sessions import open_session
 from edge_ad.tiling import Location
@@ -98,23 +99,23 @@ def test_wrong_inputs_are_errors(opened: Open, tmp_path: Path, image: Any) -> No
         ("CPU", F32, False, {}),
         ("CUDA", F32, True, {"device_id": "2", "use_tf32": "0", "enable_cuda_graph": "1"}),
         ("CUDA", ExecutionPrecision.AUTO, False, {"device_id": "2", "use_tf32": "1", "enable_cuda_graph": "0"}),
-        (
-            "TENSORRT",
-            F16,
-            False,
-            {
-                "device_id": "2",
-                "trt_fp16_enable": "1",
-                "trt_engine_cache_enable": "1",
-                "trt_engine_cache_path": "cache",
-            },
-        ),
+        ("TENSORRT", F16, False, {"device_id": "2", "trt_fp16_enable": "1"}),
     ],
 )
 def test_settings_as_the_engine_documents_them(
     kind: str, precision: ExecutionPrecision, captured: bool, settings: dict[str, str]
 ) -> None:
-    assert _settings(kind, "2", precision, Path("cache"), captured=captured) == settings
+    assert _settings(kind, "2", precision, captured=captured) == settings
+
+
+def test_tensorrt_engines_of_unlike_graphs_and_batches_are_kept_apart() -> None:
+    settings = [
+        _engine_cache(Path("cache"), GraphFiles("head.onnx", model), batch)
+        for model, batch in ((b"one", 1), (b"other", 1), (b"one", 2))
+    ]
+    assert len({each["trt_engine_cache_prefix"] for each in settings}) == 3
+    assert {(each["trt_engine_cache_enable"], each["trt_engine_cache_path"]) for each in settings} == {("1", "cache")}
+    assert settings[0] == _engine_cache(Path("cache"), GraphFiles("elsewhere.onnx", b"one"), 1)
 
 
 def test_a_graph_that_cannot_be_captured_runs_uncaptured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +125,7 @@ def test_a_graph_that_cannot_be_captured_runs_uncaptured(tmp_path: Path, monkeyp
     make_session = ort.InferenceSession
 
     class Recorded:
-        def __new__(cls, model: bytes, options: Any, providers: Any) -> Any:
+        def __new__(cls, model: bytes, options: Any, providers: Any, **_: Any) -> Any:
             tried.append(providers[0][1])
             if providers[0][1]["enable_cuda_graph"] == "1":
                 raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
