@@ -25,7 +25,7 @@ from edge_ad.errors import (
     InputError,
     NonFiniteOutputError,
 )
-from edge_ad.imaging import Color, resize, to_rgb
+from edge_ad.imaging import Color, resize, to_image
 from edge_ad.records import from_plain
 from edge_ad.roi import Roi
 from edge_ad.runtime.background import Drop
@@ -176,10 +176,8 @@ class Detector:
 
     def infer(self, frame: NDArray[Any], *, color: Color | str, bits: int | None, watch: Stopwatch) -> RawResult:
         """The first half of a call, which needs the engine: as `raw`, but neither smoothed nor fused."""
-        rgb = to_rgb(frame, color, bits)
+        image = to_image(frame, color, bits, self.image_size)
         watch.lap("convert")
-        image = resize(rgb, self.image_size)
-        watch.lap("resize")
         return self._merge_tiles(image[None], watch)
 
     def conclude(
@@ -411,12 +409,9 @@ class Detector:
         """Feature maps (batch, C, h', w') of the whole padded images, valid until the extractor runs again."""
         assert self.shared is not None
         height, width = self.grid.image_size
-        if images.shape == self._padded.shape and images.flags.carray:
-            padded = images
-        else:
-            padded = self._padded
-            padded[: len(images), :height, :width] = images
-        return {name: self.shared.fetch(handle) for name, handle in self.shared.run({"image": padded}).items()}
+        self._padded[: len(images), :height, :width] = images
+        outputs = self.shared.run({"image": self._padded})
+        return {name: self.shared.fetch(handle) for name, handle in outputs.items()}
 
     def _infer(self, feeds: Mapping[str, Any], location: Location) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Scores and maps of a whole batch of tiles by the model of ``location``: views into the session's outputs.
@@ -456,13 +451,11 @@ class Detector:
     def _cut(self, images: NDArray[np.uint8], location: Location) -> NDArray[np.uint8]:
         """The tile (batch_size, h, w, 3) at ``location``: zero where it reaches over the image's edge.
 
-        A view where it is contiguous already (one tile, a full batch), else a copy in the detector's buffer.
+        In the detector's buffer, always: to feed an engine with other memory each time costs more than the copy.
         """
         rows, cols = self.grid.window(location)
         tile = images[:, rows, cols]  # slices end at the image's edge
         count, height, width, _ = tile.shape
-        if tile.shape == self._tile.shape and tile.flags.carray:
-            return tile
         if (height, width) != self.grid.tile_size:
             self._tile.fill(0)
         self._tile[:count, :height, :width] = tile

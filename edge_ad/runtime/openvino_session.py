@@ -13,7 +13,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edge_ad.bundle.graph_files import GraphFiles
-from edge_ad.errors import InferenceError, InputError, UnsupportedPrecisionError
+from edge_ad.errors import EdgeAdError, InferenceError, InputError, UnsupportedPrecisionError
 from edge_ad.runtime.devices import DeviceInfo, not_found, split_device
 from edge_ad.runtime.openvino_program import Constants, Program, make_program
 from edge_ad.runtime.processor import bf16_is_slow
@@ -75,7 +75,7 @@ class OpenvinoSession:
         constants: Constants | None = None,
     ) -> None:
         brought = constants.tensors if constants else {}
-        self.device = ",".join(compiled.get_property("EXECUTION_DEVICES"))
+        self.device = _executed_device(compiled)
         self.precision = _executed_precision(compiled)
         self.aside = constants is not None and constants.mapping is not None
         own = [port for port in compiled.inputs if port.any_name not in brought]
@@ -85,25 +85,45 @@ class OpenvinoSession:
         self._constants = constants
         self._request: ov.InferRequest | None = compiled.create_infer_request()
         self._weights = weights
+        self._fed: dict[str, NDArray[Any] | Handle] = {}
+        self._handles: dict[str, Handle] = {}
         for name, tensor in brought.items():
             self._request.set_tensor(name, tensor)
 
     def run(self, feeds: Mapping[str, NDArray[Any] | Handle]) -> Mapping[str, Handle]:
-        """See `Session.run`. Arrays must be writable: OpenVINO does not wrap others without a copy."""
+        """See `Session.run`. Arrays must be writable: OpenVINO does not wrap others without a copy.
+
+        What is fed again, the same object, stays bound: binding a tensor costs as much as a hundred small operations of
+        Python, for the plugin wires its graph anew. Hence outputs are the same handles from run to run too.
+        """
         request = self._request
         if request is None:
             raise InferenceError("this session is closed")
         try:
             for name in self.inputs:
-                value = feeds[name]
-                tensor = ov.Tensor(value, shared_memory=True) if isinstance(value, np.ndarray) else value
-                request.set_tensor(name, tensor)
-            request.infer()
+                self._feed(request, name, feeds[name])
+            request.start_async()  # `infer` would copy every output to a new array
+            request.wait()
             if self._constants:
                 self._constants.forget()
-            return {name: request.get_tensor(name) for name in self.outputs}
+            return {name: self._output(request, name) for name in self.outputs}
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
             raise InferenceError(f"OpenVINO failed on {self.device}: {_gist(error)}") from error
+
+    def _feed(self, request: ov.InferRequest, name: str, value: NDArray[Any] | Handle) -> None:
+        if value is self._fed.get(name):
+            return
+        tensor = ov.Tensor(value, shared_memory=True) if isinstance(value, np.ndarray) else value
+        request.set_tensor(name, tensor)
+        self._fed[name] = value
+
+    def _output(self, request: ov.InferRequest, name: str) -> Handle:
+        """The output's tensor: the known handle while it is the same memory, for the engine may move it."""
+        tensor = request.get_tensor(name)
+        known = self._handles.get(name)
+        if known is None or _place(known) != _place(tensor):
+            self._handles[name] = tensor
+        return self._handles[name]
 
     def fetch(self, handle: Handle) -> NDArray[Any]:
         """See `Session.fetch`."""
@@ -113,6 +133,7 @@ class OpenvinoSession:
     def close(self) -> None:
         """See `Session.close`."""
         self._request = self._weights = self._constants = self.shared = None
+        self._fed, self._handles = {}, {}
 
 
 def open_graph(
@@ -130,21 +151,15 @@ def open_graph(
     parts = _check_device(device)
     if threads is not None and parts and "CPU" not in parts:
         raise InputError(f"threads: only the CPU takes a number of threads, and the device is {device}")
-    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-    if device == "CPU" and precision is ExecutionPrecision.AUTO:
-        precision = ExecutionPrecision(_supported_precisions(device)[0])  # ours, which need not be the engine's
-    if precision is not ExecutionPrecision.AUTO:
-        _check_precision(parts, precision)
-        config["INFERENCE_PRECISION_HINT"] = str(precision)
-    elif split_device(device)[0] and bf16_is_slow():
-        config["DEVICE_PROPERTIES"] = {"CPU": {"INFERENCE_PRECISION_HINT": str(ExecutionPrecision.F32)}}
-    if threads is not None:
-        config["INFERENCE_NUM_THREADS"] = threads
-    if cache_dir is not None:
-        config["CACHE_DIR"] = str(cache_dir)
-    target = Target(device, batch_size, config)
     try:
+        if device == "CPU" and precision is ExecutionPrecision.AUTO:
+            precision = ExecutionPrecision(_supported_precisions(device)[0])  # ours, which need not be the engine's
+        if precision is not ExecutionPrecision.AUTO:
+            _check_precision(parts, precision)
+        target = Target(device, batch_size, _config(device, precision, threads, cache_dir))
         session = _join(graph, like, target, aside, cache_dir) or _compile(graph, target, aside, cache_dir)
+    except EdgeAdError:  # some are RuntimeErrors too
+        raise
     except RuntimeError as error:
         raise InferenceError(f"OpenVINO cannot load {graph.name} on {device}: {_gist(error)}") from error
     if precision is not ExecutionPrecision.AUTO and session.precision != precision:
@@ -153,6 +168,25 @@ def open_graph(
             "ask for that or for auto"
         )
     return session
+
+
+def _config(device: str, precision: ExecutionPrecision, threads: int | None, cache_dir: Path | None) -> dict[str, Any]:
+    """In OpenVINO's words."""
+    policy, _ = split_device(device)
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if policy == "AUTO":
+        # Else it begins on the CPU and changes over while frames pass: to other scores than were tested. Without the
+        # fallback after failures (ENABLE_RUNTIME_FALLBACK) as well it would not take the CPU of "AUTO:CPU" at all.
+        config["ENABLE_STARTUP_FALLBACK"] = False
+    if precision is not ExecutionPrecision.AUTO:
+        config["INFERENCE_PRECISION_HINT"] = str(precision)
+    elif policy and bf16_is_slow():
+        config["DEVICE_PROPERTIES"] = {"CPU": {"INFERENCE_PRECISION_HINT": str(ExecutionPrecision.F32)}}
+    if threads is not None:
+        config["INFERENCE_NUM_THREADS"] = threads
+    if cache_dir is not None:
+        config["CACHE_DIR"] = str(cache_dir)
+    return config
 
 
 def _join(
@@ -184,6 +218,8 @@ def _compile(graph: GraphFiles, target: Target, aside: bool, folder: Path | None
 def _check_device(device: str) -> tuple[str, ...]:
     """The plain devices that ``device`` names; raises `DeviceNotFoundError` where one is not there."""
     _, parts = split_device(device)
+    if device == "CPU":  # to list devices the engine loads the plugins of all: 50 MB
+        return parts
     available = core().available_devices
     for part in parts:
         # One GPU is listed as "GPU" and answers to "GPU.0"; of several, "GPU.0", "GPU.1", ..., "GPU" is the first.
@@ -211,6 +247,17 @@ def _supported_precisions(device: str) -> tuple[str, ...]:
     return tuple(sorted(supported, key=lambda precision: precision != default))
 
 
+def _executed_device(compiled: ov.CompiledModel) -> str:
+    """Joined by "," where there are several. An NPU answers with its name, others with a list of names."""
+    found = compiled.get_property("EXECUTION_DEVICES")
+    return found if isinstance(found, str) else ",".join(found)
+
+
+def _place(tensor: ov.Tensor) -> tuple[int, tuple[int, ...]]:
+    array = tensor.data
+    return array.ctypes.data, array.shape
+
+
 def _executed_precision(compiled: ov.CompiledModel) -> str:
     """What the plugin decided on when it compiled: on AMX machines an fp32 graph comes back as bf16."""
     if "INFERENCE_PRECISION_HINT" in compiled.get_property("SUPPORTED_PROPERTIES"):
@@ -231,6 +278,6 @@ def _spec(port: ov.ConstOutput) -> TensorSpec:
 
 
 def _gist(error: Exception) -> str:
-    """The last line of the engine's message; those before it are places in its own source."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The last line of the engine's message with a word in it; those before it are places in its own source."""
+    lines = [line.strip() for line in str(error).splitlines() if any(map(str.isalnum, line))]
     return lines[-1] if lines else type(error).__name__

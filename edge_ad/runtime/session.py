@@ -60,7 +60,8 @@ class Session(Protocol):
                 the same engine returned: such a tensor is passed on without a copy.
 
         Returns:
-            A handle per output, valid until this session runs again.
+            A handle per output, valid until this session runs again; the same objects as before where they are the same
+            memory, so that whoever is fed with them sees that nothing has changed.
 
         Raises:
             InferenceError: the engine failed.

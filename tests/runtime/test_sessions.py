@@ -97,6 +97,56 @@ def test_outputs_are_views_on_the_cpu(make: Make) -> None:
     assert np.shares_memory(shared.fetch(handle), shared.fetch(handle))
 
 
+def test_what_is_fed_again_is_read_again(make: Make) -> None:
+    """A session may leave an array bound: what is written into it counts none the less, and so does another one."""
+    shared, _ = make()
+    buffer, other = _images(seed=0), _images(seed=1)
+    for wanted in (_images(seed=2), _images(seed=3)):
+        buffer[:] = wanted
+        for images in (buffer, other, buffer, buffer):
+            features = shared.fetch(shared.run({"image": images})["features"])
+            np.testing.assert_allclose(features[:, 0], images.mean(-1) / 255, atol=1e-6)
+
+
+def test_openvino_binds_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To bind a tensor makes the plugin wire its graph anew, which took a hundredth of an inference."""
+    shared, head = (
+        open_session(path, Format.OPENVINO, batch_size=BATCH)
+        for path in (
+            WRITERS[Format.OPENVINO][0](tmp_path / "shared", TILE)[0],
+            WRITERS[Format.OPENVINO][1](tmp_path / "head", TILE, *head_constants(LOCATION))[0],
+        )
+    )
+    bound: list[str] = []
+    set_tensor = ov.InferRequest.set_tensor
+    monkeypatch.setattr(
+        ov.InferRequest, "set_tensor", lambda self, name, tensor: bound.append(name) or set_tensor(self, name, tensor)
+    )
+    images = _images()
+    for _ in range(3):
+        outputs = head.run({"image": images, **shared.run({"image": images})})
+    assert sorted(bound) == ["features", "image", "image"]
+    assert head.run({"image": images, **shared.run({"image": images})})["pred_score"] is outputs["pred_score"]
+
+
+def test_an_output_that_the_engine_has_moved_is_another_handle() -> None:
+    from edge_ad.runtime.openvino_session import OpenvinoSession
+
+    tensors = [ov.Tensor(np.full(2, number, np.float32)) for number in (1, 2)]
+
+    class Request:
+        given = iter((tensors[0], tensors[0], tensors[1]))
+
+        def get_tensor(self, name: str) -> ov.Tensor:
+            return next(self.given)
+
+    session = OpenvinoSession.__new__(OpenvinoSession)
+    session._handles = {}
+    first, again, moved = (session._output(Request, "map") for Request in [Request()] * 3)
+    assert first is again
+    np.testing.assert_array_equal(session.fetch(moved), [2, 2])
+
+
 @pytest.mark.parametrize(
     "image",
     [np.zeros((BATCH, *TILE, 3), np.float32), np.zeros((BATCH + 1, *TILE, 3), np.uint8), np.zeros(3, np.uint8)],
@@ -164,6 +214,61 @@ def test_openvino_device_names(monkeypatch: pytest.MonkeyPatch, available: list[
     else:
         with pytest.raises(DeviceNotFoundError, match=f"'{device}' is not one .* found: {', '.join(available)}"):
             openvino_session._check_device(device)
+
+
+def test_other_devices_are_not_looked_for_where_the_cpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To list them the engine loads the plugins of all."""
+    from edge_ad.runtime import openvino_session
+
+    monkeypatch.setattr(openvino_session, "core", lambda: pytest.fail("the engine was asked"))
+    assert openvino_session._check_device("CPU") == ("CPU",)
+
+
+def test_auto_does_not_begin_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself it runs on the CPU until the GPU has compiled, and changes over in the middle of a stream."""
+    from edge_ad.runtime import openvino_session
+
+    monkeypatch.setattr(openvino_session, "bf16_is_slow", lambda: True)
+
+    def config(device: str, precision: str = "auto") -> dict[str, Any]:
+        return openvino_session._config(device, ExecutionPrecision(precision), None, None)
+
+    latency = {"PERFORMANCE_HINT": "LATENCY"}
+    on_cpus = {"DEVICE_PROPERTIES": {"CPU": {"INFERENCE_PRECISION_HINT": "f32"}}}
+    assert config("AUTO:GPU,CPU") == latency | {"ENABLE_STARTUP_FALLBACK": False} | on_cpus
+    assert config("HETERO:GPU,CPU") == latency | on_cpus
+    assert config("GPU", "f16") == latency | {"INFERENCE_PRECISION_HINT": "f16"}
+
+
+@pytest.mark.parametrize(("answer", "device"), [("NPU", "NPU"), (["GPU.0"], "GPU.0"), (["CPU", "GPU"], "CPU,GPU")])
+def test_the_device_as_plugins_tell_it(answer: str | list[str], device: str) -> None:
+    from edge_ad.runtime.openvino_session import _executed_device
+
+    class Compiled:
+        def get_property(self, name: str) -> str | list[str]:
+            assert name == "EXECUTION_DEVICES"
+            return answer
+
+    assert _executed_device(Compiled()) == device
+
+
+def test_the_gist_of_an_engine_s_message() -> None:
+    from edge_ad.runtime.openvino_session import _gist
+
+    assert _gist(RuntimeError("Exception from a.cpp:1:\nno such operation\n; ")) == "no such operation"
+    assert _gist(RuntimeError()) == "RuntimeError"
+
+
+def test_threads_are_the_cpu_s(graph: tuple[Path, Format], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, graph_format = graph
+    if graph_format is Format.OPENVINO:
+        monkeypatch.setattr("edge_ad.runtime.openvino_session._check_device", lambda device: (device,))
+    else:
+        ort = pytest.importorskip("onnxruntime")
+        monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    device = "GPU" if graph_format is Format.OPENVINO else "CUDA"
+    with pytest.raises(InputError, match=f"only the CPU takes a number of threads, and the device is {device}"):
+        open_session(path, graph_format, device, threads=2)
 
 
 def test_precision_is_what_was_asked_for_or_an_error(graph: tuple[Path, Format]) -> None:
@@ -246,7 +351,9 @@ def test_a_silent_fall_back_to_the_cpu_is_caught(tmp_path: Path, monkeypatch: py
     make_session = ort.InferenceSession
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(
-        ort, "InferenceSession", lambda path, options, providers: make_session(path, options, ["CPUExecutionProvider"])
+        ort,
+        "InferenceSession",
+        lambda path, options, providers, **_: make_session(path, options, ["CPUExecutionProvider"]),
     )
     with pytest.raises(DeviceFallbackError, match="CUDA:1 was asked for, but ONNX Runtime fell back to CPUExecution"):
         open_session(path, Format.ONNX, "CUDA:1")
