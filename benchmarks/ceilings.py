@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -72,14 +73,12 @@ def measure_ceilings(device: str, precisions: Iterable[str], threads: int | None
         from edge_ad.benchmarks import openvino_probe
 
         if openvino_probe.knows(device):
-            compute += [
-                ComputeCeiling(
-                    precision,
-                    openvino_probe.matmul_flops_per_s(device, precision, threads) / 1e9,
-                    f"{openvino_probe.ENGINE} matrix product on {device}",
-                )
-                for precision in precisions
-            ]
+            for precision in precisions:
+                with suppress(RuntimeError):  # the device does not compute in it
+                    rate = openvino_probe.matmul_flops_per_s(device, precision, threads) / 1e9
+                    compute.append(
+                        ComputeCeiling(precision, rate, f"{openvino_probe.ENGINE} matrix product on {device}")
+                    )
     if nvidia_probe.knows(device) and find_spec("onnx"):
         from edge_ad.benchmarks import onnxruntime_probe
 

@@ -65,6 +65,7 @@ def _differences(old: BenchmarkReport, new: BenchmarkReport) -> Iterator[str]:
         ("Python", old.environment.python, new.environment.python),
         ("threads asked for", old.config.threads, new.config.threads),
         ("memory budget", old.config.memory_budget, new.config.memory_budget),
+        ("cache of compiled graphs", old.config.has_cache, new.config.has_cache),
         ("frame", old.config.frame, new.config.frame),
         ("execution precision", old.executed, new.executed),
         ("engine and package versions", old.environment.versions, new.environment.versions),

@@ -144,7 +144,7 @@ def _versions() -> dict[str, str]:
 def _device_name(device: str) -> str:
     if nvidia_probe.knows(device):
         return nvidia_probe.full_name(device) or device
-    return next((info.full_name for info in list_devices() if info.name == device), device)
+    return next((info.full_name for info in list_devices() if info.name in (device, device.removesuffix(".0"))), device)
 
 
 def _driver(device: str) -> str | None:

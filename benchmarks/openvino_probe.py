@@ -33,8 +33,8 @@ def device_memory_bytes(device: str) -> int | None:
 
 
 def knows(device: str) -> bool:
-    """Whether OpenVINO runs on ``device``."""
-    return device in core().available_devices
+    """Whether OpenVINO runs on ``device``, which a session calls "GPU.0" where the list has one "GPU"."""
+    return not {device, device.removesuffix(".0")}.isdisjoint(core().available_devices)
 
 
 def matmul_flops_per_s(device: str, precision: str, threads: int | None) -> float:
@@ -44,8 +44,15 @@ def matmul_flops_per_s(device: str, precision: str, threads: int | None) -> floa
         device: as OpenVINO names it.
         precision: ``f32``, ``bf16``, ``f16`` or ``int8``.
         threads: as the sessions were opened with.
+
+    Raises:
+        RuntimeError: the device does not compute in it.
     """
-    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32" if precision == "int8" else precision}
+    config = {"PERFORMANCE_HINT": "LATENCY"}
+    if precision != "int8":
+        config["INFERENCE_PRECISION_HINT"] = precision
+    elif "FP32" in core().get_property(device, "OPTIMIZATION_CAPABILITIES"):  # of what stays float; an NPU has none
+        config["INFERENCE_PRECISION_HINT"] = "f32"
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = str(threads)
     request = core().compile_model(_chain(int8=precision == "int8"), device, config).create_infer_request()

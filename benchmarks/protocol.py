@@ -156,7 +156,7 @@ class _Step(NamedTuple):
 
 
 class BareRun:
-    """The detector's own sessions over tiles already cut: the least its graphs can take.
+    """The detector's own sessions over tiles already cut, up to maps and scores in host memory.
 
     Args:
         detector: its sessions are used as they are.
@@ -190,4 +190,6 @@ class BareRun:
             self._shared.run(self._whole)
         for feeds, head in self._steps:
             features = self._shared.run(feeds) if self._shared and not self._whole else {}
-            head.run({**feeds, **features})
+            outputs = head.run({**feeds, **features})
+            for handle in outputs.values():
+                head.fetch(handle)

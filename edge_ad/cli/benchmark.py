@@ -19,7 +19,7 @@ from edge_ad.cli.options import (
     threads_option,
     write_json,
 )
-from edge_ad.progress import Progress
+from edge_ad.progress import Progress, no_progress
 from edge_ad.runtime.session import ExecutionPrecision
 
 Timed = TypeVar("Timed")
@@ -41,7 +41,9 @@ Timed = TypeVar("Timed")
 @click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), help="Write the tables here.")
 @click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write one self-contained page here.")
 @click.option("--fail-above-ms", type=float, help="Exit with 3 where the mean latency is above this.")
+@click.pass_obj
 def command(
+    obj: dict[str, Any],
     bundles: tuple[Path, ...],
     device: str,
     precision: str,
@@ -72,7 +74,7 @@ def command(
     from edge_ad.benchmarks.run import run_benchmark
     from edge_ad.errors import GateError, InputError
 
-    show_progress = _progress()
+    show_progress = no_progress if obj["quiet"] else _progress()
 
     def timed(run: Callable[..., Timed], what: object, **options: object) -> Timed:
         return run(

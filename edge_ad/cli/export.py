@@ -59,5 +59,5 @@ def command(
             f"map {parity.map_max_abs:.2e} ({parity.map_max_rel:.2e} of its range), score {parity.score_max_abs:.2e}, "
             f"rank correlation {parity.score_rank_correlation:.4f}, label flips {parity.label_flips}"
         )
-    if required_signature() is not None:
+    if required_signature() is not None and not obj["quiet"]:
         click.echo(f"{output} is not signed: edge-ad sign", err=True)

@@ -78,5 +78,5 @@ def command(
         before = f"{rejected(of, old.normalisation)} of {len(of.scores)}" if compares else "-"
         rows.append((what, before, f"{rejected(of, normalisation)} of {len(of.scores)}"))
     write_table(rows)
-    if (found.path / SIGNATURE_NAME).exists():
+    if (found.path / SIGNATURE_NAME).exists() and not obj["quiet"]:
         click.echo(f"{output} is not signed: edge-ad sign", err=True)

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from benchmark_fakes import HEAD_BYTES, HEAD_FLOPS, SHARED_BYTES, SHARED_FLOPS, make_manifest
@@ -68,6 +70,37 @@ def test_the_cpu_is_measured_in_the_precisions_that_ran():
     values = [each.gflops_per_s for each in ceilings.compute] + [ceilings.copy_gb_per_s]
     assert np.isfinite(values).all()
     assert min(values) > 0
+
+
+def test_a_precision_that_the_device_does_not_compute_in_has_no_ceiling(monkeypatch):
+    pytest.importorskip("openvino")
+    from edge_ad.benchmarks import openvino_probe
+
+    def rate(device, precision, threads):
+        if precision == "int8":
+            raise RuntimeError("Wrong value")
+        return 2e9
+
+    monkeypatch.setattr(openvino_probe, "knows", lambda device: True)
+    monkeypatch.setattr(openvino_probe, "matmul_flops_per_s", rate)
+    of_npu = ComputeCeiling("f16", 2.0, "OpenVINO matrix product on NPU")
+    assert measure_ceilings("NPU", ["int8", "f16"], None) == Ceilings((of_npu,), None)
+
+
+@pytest.mark.parametrize(
+    ("available", "device", "known"),
+    [(["CPU", "GPU"], "GPU.0", True), (["CPU", "GPU"], "GPU.1", False), (["GPU.0", "GPU.1"], "GPU.1", True)],
+)
+def test_a_session_s_device_is_found_among_those_listed(monkeypatch, available, device, known):
+    pytest.importorskip("openvino")
+    from edge_ad.benchmarks import environment, openvino_probe
+    from edge_ad.runtime.devices import DeviceInfo
+
+    monkeypatch.setattr(openvino_probe, "core", lambda: SimpleNamespace(available_devices=available))
+    assert openvino_probe.knows(device) is known
+    listed = [DeviceInfo(name, f"the maker's {name}", "OpenVINO", ()) for name in available]
+    monkeypatch.setattr(environment, "list_devices", lambda: listed)
+    assert environment._device_name(device).startswith("the maker's") is known
 
 
 def test_the_int8_chain_is_executed_in_int8():

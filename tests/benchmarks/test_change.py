@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import pytest
 from benchmark_fakes import make_report
 
 from edge_ad.benchmarks.change import changes, doubts
@@ -32,6 +33,36 @@ def test_what_one_side_did_not_measure_is_left_out():
     new = replace(old, throughput=None, memory=replace(old.memory, resident_peak_bytes=None))
     figures = [each.figure for each in changes(old, new)]
     assert not [figure for figure in figures if figure.startswith(("throughput", "peak"))]
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "told"),
+    [
+        ("environment", "usable_cpus", 1, "usable CPUs: 2 before, 1 now"),
+        ("environment", "cpu_quota", 1.5, "quota of CPUs: None before, 1.5 now"),
+        ("environment", "governor", "powersave", "governor: performance before, powersave now"),
+        ("environment", "device_name", "Other", "device: Test <CPU> before, Other now"),
+        ("environment", "driver", "9", "driver: None before, 9 now"),
+        ("environment", "os", "Other", "system: Linux before, Other now"),
+        ("environment", "python", "CPython 3.12", "Python: CPython 3.11 before, CPython 3.12 now"),
+        ("config", "threads", 7, "threads asked for: 2 before, 7 now"),
+        ("config", "memory_budget", "3MB", "memory budget: None before, 3MB now"),
+        ("config", "has_cache", True, "cache of compiled graphs: False before, True now"),
+        ("config", "frame", "a photograph", "frame: noise before, a photograph now"),
+    ],
+)
+def test_each_circumstance_is_doubted(part, field, value, told):
+    old = steady(8.0)
+    new = replace(old, **{part: replace(getattr(old, part), **{field: value})})
+    first, *warnings = doubts(old, new)
+    assert first == told
+    assert all(text.startswith("new: ") for text in warnings)  # of the environment itself
+
+
+def test_throughputs_of_unlike_batches_are_not_compared():
+    old = steady(8.0)
+    figures = [each.figure for each in changes(old, replace(old, throughput=Throughput(8, STEADY)))]
+    assert not [figure for figure in figures if figure.startswith("throughput")]
 
 
 def test_reports_of_other_circumstances_are_doubted():

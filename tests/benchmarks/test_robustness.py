@@ -46,11 +46,14 @@ def test_every_fault_occurred_was_counted_and_no_result_is_wrong(report: Any) ->
 
 
 def test_nothing_grows(report: Any) -> None:
-    """After a third of the streams, which warm caches up. A leak of one map (10 kB) per frame would be 20 MB."""
+    """After a third of the streams, which warm caches up. A leak of one map (10 kB) per frame would be 20 MB.
+
+    In a process that has run other tests the allocator alone moves by four.
+    """
     warm, last = report.samples[4], report.samples[-1]
     assert last.handles == warm.handles
     assert last.threads <= warm.threads + 1  # one that was joined may not be gone yet
-    assert last.resident_bytes - warm.resident_bytes < 3_000_000
+    assert last.resident_bytes - warm.resident_bytes < 8_000_000
 
 
 def test_a_soak_notices(report: Any) -> None:

@@ -7,6 +7,7 @@ import pytest
 from fake_session import FakeSession
 from tiny_bundle import expected_tile, some_image, tiny_manifest, tiny_setup
 
+from edge_ad.benchmarks.protocol import BareRun
 from edge_ad.bundle.manifest import Merge, ScoreMerge
 from edge_ad.errors import BundleError, GeometryError
 from edge_ad.runtime.detector import Detector
@@ -67,6 +68,29 @@ def test_the_extractor_runs_once_and_heads_see_what_they_saw(image_size, count):
         tiles = zip(setup.grid.locations, setup.grid.crop(image), scores, strict=True)
         for location, tile, score in tiles:
             assert score == pytest.approx(expected_tile(tile, location)[1], rel=1e-5)
+
+
+def test_the_bare_sessions_see_the_windows_of_the_detector():
+    setup = replace(tiny_setup((40, 50), (23, 29), (23, 29)), extractor_scope=ExtractorScope.IMAGE)
+    detector, seen = whole_detector(setup), []
+
+    def watched(index, session, run):
+        def watch(feeds):
+            seen.append((index, {name: np.array(feeds[name]) for name in session.inputs}))
+            return run(feeds)
+
+        return watch
+
+    for index, session in enumerate(detector.sessions):
+        session.run = watched(index, session, session.run)
+    images = some_image(setup)[None]
+    detector.raw(images)
+    wanted = seen.copy()
+    bare = BareRun(detector, images)
+    seen.clear()
+    bare()
+    assert len(wanted) == 1 + len(setup.grid)
+    np.testing.assert_equal(seen, wanted)
 
 
 def test_an_extractor_of_another_size_is_refused():
