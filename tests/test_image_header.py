@@ -119,7 +119,7 @@ def test_what_is_no_file_is_not_read(tmp_path, monkeypatch):
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_bytes_are_an_image_or_a_typed_error(tmp_path_factory, data):
     """A valid start, then pieces of it changed, cut or repeated."""
     content = bytearray(encoded(data.draw(st.sampled_from([".png", ".jpg", ".bmp", ".tif"]))))

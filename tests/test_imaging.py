@@ -403,7 +403,7 @@ sizes = st.tuples(lengths, lengths)
 
 
 @given(sizes, sizes, st.integers(0, 2**32 - 1))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_resize_averages_areas_where_it_shrinks_and_interpolates_where_it_grows(old, new, seed):
     rng = np.random.default_rng(seed)
     image = rng.random((*old, 3), dtype=np.float32)
@@ -432,7 +432,7 @@ def test_the_right_size_is_the_same_array():
 
 
 @given(sizes, sizes, st.integers(0, 2**32 - 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_masks_take_the_nearest_pixel(old, new, seed):
     mask = np.random.default_rng(seed).random(old) < 0.5
     resized = resize_mask(mask, new)
@@ -445,7 +445,7 @@ def test_masks_take_the_nearest_pixel(old, new, seed):
 
 
 @given(sizes, sizes, st.integers(0, 2**32 - 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_maps_are_interpolated_linearly(old, new, seed):
     anomaly_map = np.random.default_rng(seed).random(old, dtype=np.float32)
     rows, cols = (linear_matrix(*axis) for axis in zip(old, new, strict=True))

@@ -56,7 +56,7 @@ def test_padding_is_the_smallest_that_fits():
 
 
 @given(grids())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_pixel_is_covered(grid):
     covered = np.zeros(grid.padded_size, bool)
     for location in grid.locations:
@@ -67,14 +67,14 @@ def test_every_pixel_is_covered(grid):
 
 
 @given(grids(), st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_merging_the_tiles_of_an_image_gives_the_image(grid, seed):
     image = np.random.default_rng(seed).random(grid.image_size, dtype=np.float32)
     np.testing.assert_allclose(grid.merge(list(grid.crop(image))), image, rtol=1e-5)
 
 
 @given(grids(), st.integers(0, 2**32 - 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_merging_does_not_depend_on_the_order_and_matches_a_loop_over_pixels(grid, seed):
     rng = np.random.default_rng(seed)
     maps = rng.random((len(grid), *grid.tile_size), dtype=np.float32)

@@ -35,7 +35,7 @@ def test_a_limit_at_the_end_takes_all():
     assert curve((0, 0), (0.25, 1), (1, 1)).area() == pytest.approx(0.875)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(2, 3000), st.integers(2, 512))
 def test_a_thinned_curve_keeps_its_ends_and_its_shape(seed: int, count: int, points: int):
     rng = np.random.default_rng(seed)

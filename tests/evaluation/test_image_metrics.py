@@ -40,7 +40,7 @@ def test_a_threshold_between_two_float32_numbers_is_not_rounded_onto_one():
     assert metrics.confusion == Confusion(1, 0, 0, 1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=20))
 def test_f1_max_and_auroc_equal_a_loop(images: list[tuple[int, bool]]):
     scores, labels = np.array([s for s, _ in images], float), np.array([a for _, a in images])

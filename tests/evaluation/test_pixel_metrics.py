@@ -51,7 +51,7 @@ def pooled(maps: Maps, masks: Masks) -> tuple[NDArray[np.float32], NDArray[np.bo
     return np.concatenate([m.ravel() for m in maps]), np.concatenate([m.ravel() for m in masks])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 5, 1000]), st.sampled_from([0.01, 0.05, 0.3, 1.0]))
 def test_aupro_equals_a_loop_over_all_thresholds(seed: int, levels: int, limit: float):
     maps, masks = random_set(seed, levels)
@@ -59,7 +59,7 @@ def test_aupro_equals_a_loop_over_all_thresholds(seed: int, levels: int, limit: 
     assert metrics.aupro == pytest.approx(brute_force_aupro(maps, masks, limit), abs=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 5, 1000]), st.sampled_from([0.05, 0.9]))
 def test_auroc_average_precision_and_f1_equal_scikit_learn(seed: int, levels: int, density: float):
     maps, masks = random_set(seed, levels, density)
@@ -129,7 +129,7 @@ def test_a_perfect_map_gives_one():
     assert (metrics.auroc, metrics.aupr, metrics.f1_max, metrics.aupro) == pytest.approx((1, 1, 1, 1))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.permutations(range(3)))
 def test_scale_and_order_of_images_do_not_matter(seed: int, order: list[int]):
     maps, masks = random_set(seed, 50)

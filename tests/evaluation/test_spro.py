@@ -74,14 +74,14 @@ def auspro(images: Images, limit: float) -> float:
     return found.auspro
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 5, 1000]), st.sampled_from([0.01, 0.05, 0.3, 1.0]))
 def test_it_equals_a_loop_over_all_thresholds_and_regions(seed: int, levels: int, limit: float):
     images = random_images(seed, levels)
     assert auspro(images, limit) == pytest.approx(brute_force(images, limit), abs=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.sampled_from([2, 1000]), st.sampled_from([0.05, 0.3]))
 def test_with_saturation_at_the_whole_region_it_is_pro(seed: int, levels: int, limit: float):
     rng = np.random.default_rng(seed)
@@ -154,7 +154,7 @@ def test_bounds():
     assert auspro(perfect, 0.05) == 1.0
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.floats(1.0, 4.0))
 def test_more_tolerance_is_never_worse(seed: int, factor: float):
     strict = random_images(seed, 50)

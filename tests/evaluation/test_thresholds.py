@@ -96,7 +96,7 @@ def test_f1_needs_labels_of_both_kinds():
         f1_threshold([1, 2], [1, 1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.floats(-10, 10, width=32) | st.integers(0, 3).map(float), st.booleans()), min_size=2, max_size=15
@@ -129,7 +129,7 @@ def test_scales_of_scores_and_maps():
     assert score == Scale(2, 3.5)  # low is that of normal images
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.floats(-1e6, 1e6, width=32),
     st.sampled_from(["sigma:3", "quantile:0.5", "max"]),

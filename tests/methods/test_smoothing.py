@@ -18,7 +18,7 @@ def interpolate(maps, size, align_corners=False):
 
 
 @given(SIZES, SIZES, st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bilinear_matrices_are_torchs_interpolation(height, width, align_corners):
     (source_h, target_h), (source_w, target_w) = height, width
     maps = np.random.default_rng(0).normal(size=(1, 1, source_h, source_w))
@@ -28,7 +28,6 @@ def test_bilinear_matrices_are_torchs_interpolation(height, width, align_corners
 
 
 @given(SIZES, st.booleans())
-@settings(deadline=None)
 def test_weights_of_a_row_sum_to_one(sizes, align_corners):
     matrix = bilinear_matrix(*sizes, align_corners=align_corners)
     np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-12)

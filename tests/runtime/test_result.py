@@ -49,7 +49,7 @@ def test_regions_of_another_size_by_hand() -> None:
     assert result.regions_at() == result.regions_at((31, 37))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(arrays(bool, (11, 13)), st.tuples(st.integers(1, 40), st.integers(1, 40)))
 def test_no_region_vanishes_or_leaves_the_image(mask: np.ndarray, size: tuple[int, int]) -> None:
     result = _result_of(mask)
@@ -65,7 +65,7 @@ def test_nothing_found() -> None:
     assert find_regions(np.zeros((5, 7), bool), np.zeros((5, 7), np.float32)) == ()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(arrays(bool, (11, 13)), st.integers(0, 2**31))
 def test_regions_against_scipy(mask: np.ndarray, seed: int) -> None:
     values = np.random.default_rng(seed).random(mask.shape).astype(np.float32)
