@@ -4,6 +4,8 @@ import re
 import shutil
 import signal
 import sys
+import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -97,25 +99,50 @@ def test_what_is_not_ours_is_never_replaced(tmp_path):
     assert (tmp_path / "empty" / "new").exists()
 
 
-def stage_and_die(path, *, with_exchange, when):
-    """Replace ``path`` in a child process that is killed at ``when``: before, between or after the renames."""
+def in_child(work):
+    """The exit status of a forked process that does ``work``: 0, 1 where it raised, or minus the signal that ended it.
+
+    It never goes on with the tests of its parent, and is killed after 30 s.
+    """
     child = os.fork()
     if child == 0:
-        if not with_exchange:
-            atomic._exchange = lambda one, other: False
-        rename, done = Path.rename, []
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException:  # noqa: BLE001 - printed; the parent sees the status
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    deadline_s = time.monotonic() + 30
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+        if time.monotonic() > deadline_s:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            pytest.fail("the child hangs")
+        time.sleep(0.002)
+    return os.waitstatus_to_exitcode(ended[1])
 
-        def count(self, target):
-            if len(done) == when:
-                os.kill(os.getpid(), signal.SIGKILL)
-            done.append(rename(self, target))
 
-        Path.rename = count
-        shutil.rmtree = lambda *args, **more: os.kill(os.getpid(), signal.SIGKILL)
-        with atomic.staged_folder(path, replaces="old") as stage:
-            (stage / "new").touch()
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stage_and_die(path, *, with_exchange, when):
+    """Replace ``path``, in a process that is killed at ``when``: before, between or after the renames."""
+    if not with_exchange:
+        atomic._exchange = lambda one, other: False
+    rename, done = Path.rename, []
+
+    def count(self, target):
+        if len(done) == when:
+            die()
+        done.append(rename(self, target))
+
+    Path.rename = count
+    shutil.rmtree = lambda *args, **more: die()
+    with atomic.staged_folder(path, replaces="old") as stage:
+        (stage / "new").touch()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, and exchanges folders in one step")
@@ -132,7 +159,8 @@ def test_a_kill_while_a_folder_is_replaced(tmp_path, with_exchange, when, found,
     out = tmp_path / "out"
     out.mkdir()
     (out / "old").touch()
-    stage_and_die(out, with_exchange=with_exchange, when=when)
+    killed = in_child(lambda: stage_and_die(out, with_exchange=with_exchange, when=when))
+    assert killed == -signal.SIGKILL
     assert (sorted(path.name for path in out.iterdir()) if out.exists() else None) == found
     with pytest.raises(OutputExistsError), atomic.staged_folder(out):
         pass
@@ -142,12 +170,12 @@ def test_a_kill_while_a_folder_is_replaced(tmp_path, with_exchange, when, found,
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_a_kill_inside_leaves_nothing_after_the_next_call(tmp_path):
-    child = os.fork()
-    if child == 0:
+    def stage_half():
         with atomic.staged_folder(tmp_path / "out") as stage:
             (stage / "half").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
+            die()
+
+    assert in_child(stage_half) == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 1
     with atomic.staged_folder(tmp_path / "out") as stage:
         (stage / "whole").touch()
@@ -184,10 +212,8 @@ def test_leftovers_of_dead_processes_are_removed(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_a_kill_while_a_file_is_written_leaves_what_is_recognised(tmp_path):
-    child = os.fork()
-    if child == 0:
-        atomic.write_file(tmp_path / "a.json", lambda path: (path.touch(), os.kill(os.getpid(), signal.SIGKILL)))
-    os.waitpid(child, 0)
+    killed = in_child(lambda: atomic.write_file(tmp_path / "a.json", lambda path: (path.touch(), die())))
+    assert killed == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 1
     atomic.remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -266,9 +266,14 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path):
     script.write_text(PARENT)
     with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        worker = int(parent.stdout.readline())
-        assert _runs(worker)
-        parent.send_signal(signal.SIGKILL)
+        guard = threading.Timer(120, parent.kill)  # else a parent that hangs would hold the read for ever
+        guard.start()
+        try:
+            worker = int(parent.stdout.readline())
+            assert _runs(worker)
+        finally:
+            guard.cancel()
+            parent.kill()
         parent.wait()
         deadline = time.monotonic() + 30
         while _runs(worker) and time.monotonic() < deadline:

@@ -23,7 +23,8 @@ def test_runs_and_bundles_are_the_same_bytes(tmp_path: Path) -> None:
     for number in (1, 2):
         folder = tmp_path / str(number)
         environment = os.environ | {"PYTHONHASHSEED": str(number), "SOURCE_DATE_EPOCH": EPOCH}
-        subprocess.run([sys.executable, str(SCRIPT), str(folder)], check=True, env=environment, capture_output=True)
+        command = [sys.executable, str(SCRIPT), str(folder)]
+        subprocess.run(command, check=True, env=environment, capture_output=True, timeout=600)
         found.append({file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()})
     first, second = found
     assert len(first) >= 40

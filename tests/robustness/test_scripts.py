@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and boun
 
 
 def last_line(name: str, *arguments: str) -> str:
-    run = subprocess.run([sys.executable, str(SCRIPTS / name), *arguments], capture_output=True, text=True)
+    command = [sys.executable, str(SCRIPTS / name), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout.splitlines()[-1]
 
