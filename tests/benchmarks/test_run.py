@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,17 @@ def test_files_are_written(bundle, tmp_path):
     assert BenchmarkReport.from_json(json.loads(paths[0].read_text())).throughput is None
     assert paths[1].read_text().startswith("# Benchmark of bolt.edgead\n")
     assert "<title>Benchmark of bolt.edgead</title>" in paths[2].read_text()
+
+
+@pytest.mark.parametrize("is_quiet", [False, True])
+def test_progress_is_a_line_on_a_terminal_unless_quiet(bundle, monkeypatch, capsys, is_quiet):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    arguments = [*(["-q"] if is_quiet else []), "benchmark", str(bundle[0]), *map(str, QUICK), "--batch", "0"]
+    group.main(arguments, standalone_mode=False, obj={})
+    out, err = capsys.readouterr()
+    assert out.startswith("Shortened EfficientAD protocol")
+    told = [line.rstrip() for line in err.split("\r") if line]
+    assert told[:3] == ([] if is_quiet else [f"latency: {done}/3" for done in range(1, 4)])
 
 
 def test_every_option_reaches_the_run(bundle):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
+from tiny_bundle import tiny_manifest
 
+from edge_ad.bundle.manifest import Format, Manifest, Precision
 from edge_ad.data.synthetic import write_synthetic
-from edge_ad.imaging import write_png
+from edge_ad.imaging import read_image, write_png
 
 TINY = ("--backbone", "resnet18", "--weights", "none", "-p", "dimensions=5", "--image-size", "64", "--tile-size", "32")
 
@@ -95,6 +98,99 @@ def test_the_road(run, plates: Path, trained: Path, tmp_path: Path, monkeypatch:
     assert not (tmp_path / "no").exists()
 
 
+def settings_of(run_folder: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads((run_folder / "run.json").read_text())
+    return settings
+
+
+def test_every_option_of_a_fitted_method_is_in_its_run(run, plates: Path, tmp_path: Path):
+    options = (
+        *("--stride", 16, "--sharing", "all", "--extractor-scope", "image", "--layers", "layer1,layer2"),
+        *("--alpha", "white", "--bits", 10, "--held-out", 0.4, "--threshold", "quantile:0.75", "--normalise", "tile"),
+        *("--score-merge", "mean", "--seed", 7),
+    )
+    outcome = run("train", "--data", plates, *TINY, *options, "-o", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    settings = settings_of(tmp_path / "run")
+    setup, data = settings["setup"], settings["data"]
+    assert (setup["stride"], setup["sharing"], setup["extractor_scope"]) == ([16, 16], "all", "image")
+    assert settings["config"]["layers"] == ["layer1", "layer2"]
+    assert data["pixel_format"] == {"bits": 10, "alpha": "white"}
+    assert (len(data["training"]), len(data["held_out"])) == (6, 4)
+    assert (settings["threshold_rule"], settings["normalisation_stage"]) == ("quantile:0.75", "tile")
+    assert (settings["score_merge"], settings["seed"]) == ("mean", 7)
+
+
+def test_every_option_of_a_trained_method_is_in_its_run(run, plates: Path, tmp_path: Path):
+    options = (
+        *("--method", "stfpm", "--backbone", "test_resnet", "--weights", "none", "--global-model"),
+        *("--image-size", "native", "--tile-size", 32, "--schedule", "original", "--steps", 2, "--batch-size", 3),
+    )
+    outcome = run("train", "--data", plates, *options, "-o", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    settings = settings_of(tmp_path / "run")
+    assert (settings["setup"]["image_size"], settings["setup"]["global_model"]) == ([64, 64], True)
+    config = settings["config"]
+    assert (config["schedule"], config["steps"], config["batch_size"]) == ("original", 2, 3)
+    assert run("evaluate", tmp_path / "run", "--data", plates, "-o", tmp_path / "report").code == 0
+    assert read_image(tmp_path / "report" / "losses.png").size  # of heads that were trained
+
+
+def test_every_option_of_export_reaches_its_work(run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from edge_ad.exporters import export
+
+    given: list[Any] = []
+
+    def export_run(folder: Any, images: Any, output: Path, options: Any, progress: Any) -> Manifest:
+        given.extend((folder.path, output, options))
+        return tiny_manifest()
+
+    monkeypatch.setattr(export, "export_run", export_run)
+    options = (
+        *("--format", "onnx", "--precision", "fp16", "--accuracy-drop", 0.25, "--parity-tolerance", 0.5),
+        "--overwrite",
+    )
+    outcome = run("export", trained, *options, "-o", tmp_path / "bundle")
+    assert outcome.code == 0, outcome.err
+    expected = export.ExportOptions(Format.ONNX, Precision.FP16, 0.25, 0.5, overwrite=True)
+    assert given == [trained, tmp_path / "bundle", expected]
+    monkeypatch.setenv("EDGE_AD_REQUIRE_SIGNATURE", "release.pub")
+    assert run("export", trained, "-o", "bundle").err == "bundle is not signed: edge-ad sign\n"
+    assert run("-q", "export", trained, "-o", "bundle").err == ""
+
+
+def test_every_option_of_distill_reaches_its_work(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from edge_ad.training import distillation
+
+    given: list[Any] = []
+
+    def distil(photographs: Path, output: Path, settings: Any, *, device: Any, progress: Any) -> float:
+        given.extend((photographs, output, settings, str(device)))
+        return 0.25
+
+    monkeypatch.setattr(distillation, "distil", distil)
+    options = (
+        *("--size", "m", "--backbone", "resnet18", "--layers", "layer2, layer3", "--weights", "none", "--steps", 5),
+        *("--batch-size", 3, "--learning-rate", 0.5, "--image-size", 96, "--bf16", "--device", "cpu", "--seed", 7),
+    )
+    code, out, err = run("distill", "photographs", "-o", tmp_path / "teacher.safetensors", *options)
+    assert (code, err) == (0, "")
+    assert out == f"{tmp_path}/teacher.safetensors: EfficientAD-M teacher of resnet18, 5 steps, loss 0.2500\n"
+    settings = distillation.Distillation(
+        size="m",
+        backbone="resnet18",
+        layers=("layer2", "layer3"),
+        weights="none",
+        steps=5,
+        batch_size=3,
+        learning_rate=0.5,
+        image_px=96,
+        seed=7,
+        bf16=True,
+    )
+    assert given == [Path("photographs"), tmp_path / "teacher.safetensors", settings, "cpu"]
+
+
 def test_another_setting_does_not_continue_a_run(run, plates: Path, trained: Path):
     code, out, err = run("train", "--data", plates, *TINY, "--seed", "7", "-o", trained)
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -102,7 +198,7 @@ def test_another_setting_does_not_continue_a_run(run, plates: Path, trained: Pat
 
 
 def test_training_images_that_are_gone_can_be_replaced(run, plates: Path, trained: Path, tmp_path: Path):
-    settings = json.loads((trained / "run.json").read_text())
+    settings = settings_of(trained)
     settings["data"]["root"] = str(tmp_path / "moved")
     (trained / "run.json").write_text(json.dumps(settings))
     code, _, err = run("export", trained, "-o", tmp_path / "b")
@@ -192,7 +288,7 @@ def test_a_teacher_is_distilled_and_trained_on(run, plates: Path, tmp_path: Path
         "train", "--data", plates, *given, "--setup", "sm256", "--image-size", 64, "--steps", 2, "-o", tmp_path / "run"
     )
     assert outcome.code == 0, outcome.err
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["weights"] == "teacher.safetensors"
+    assert settings_of(tmp_path / "run")["weights"] == "teacher.safetensors"
     code, _, err = run(
         "train", "--data", plates, "--method", "efficient_ad", "--setup", "sm256", "-o", tmp_path / "other"
     )

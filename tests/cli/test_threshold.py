@@ -117,6 +117,7 @@ def test_a_signature_is_not_taken_along(run, bundle: Path, good: Path, tmp_path:
     code, _, err = run("threshold", bundle, "--good", good, "-o", tmp_path / "new")
     assert (code, err) == (0, f"{tmp_path / 'new'} is not signed: edge-ad sign\n")
     assert not (tmp_path / "new" / "manifest.sig").exists()
+    assert run("-q", "threshold", bundle, "--good", good, "-o", tmp_path / "quiet").err == ""
 
 
 @pytest.mark.parametrize(
