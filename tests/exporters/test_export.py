@@ -6,21 +6,25 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 import scipy.ndimage
 import torch
 import torch.nn.functional as F
-from tiny_run import scene, scene_images, tile_setup, tiny_model, tiny_run
+from tiny_bundle import tiny_manifest
+from tiny_run import BACKBONE, scene, scene_images, tile_setup, tiny_model, tiny_run
 
 import edge_ad
 from edge_ad.bundle.files import read_bundle
-from edge_ad.bundle.manifest import Format, NormalisationStage, Precision, Role
+from edge_ad.bundle.manifest import Format, NormalisationStage, Precision, Role, Scale
 from edge_ad.errors import AccuracyDropError, IncompleteRunError, OutputExistsError, OutputWriteError, ParityError
 from edge_ad.exporters import export
 from edge_ad.exporters.export import PARITY_IMAGES, ExportOptions, export_run
-from edge_ad.exporters.parity import TOLERANCES
+from edge_ad.exporters.parity import TOLERANCES, RawOutputs
+from edge_ad.methods import create_model
 from edge_ad.methods.padim import REGULARISATION, SMOOTHING_SIGMA_PX
 from edge_ad.methods.tile_model import TileStream, location_seed
+from edge_ad.runtime.onnxruntime_session import ARITHMETIC
 from edge_ad.runtime.openvino_program import Constants
 from edge_ad.runtime.residency import loaded_bytes
 from edge_ad.runtime.session import ExecutionPrecision
@@ -89,6 +93,53 @@ def test_one_extractor_and_a_head_per_location(kind, bundle_of):
         assert graph.flops > 0
     size = {role: [sum(f.size_bytes for f in g.files) for g in manifest.graphs if g.role is role] for role in Role}
     assert max(size[Role.HEAD]) < min(size[Role.SHARED])  # no second backbone
+
+
+def arithmetic_of(bundle):
+    """By role: what the metadata of the graphs say that their float parts compute in."""
+    found = {role: set() for role in Role}
+    for graph in bundle.manifest.graphs:
+        metadata = onnx.load(bundle.file(graph.files[0])).metadata_props
+        found[graph.role].add({entry.key: entry.value for entry in metadata}.get(ARITHMETIC))
+    return found
+
+
+@pytest.mark.parametrize("precision", Precision)
+def test_only_fp16_graphs_compute_in_half_precision(precision, bundle_of):
+    """ONNX Runtime reads it from the file: nothing else tells a GPU."""
+    expected = {"f16" if precision is Precision.FP16 else None}
+    found = arithmetic_of(read_bundle(bundle_of((Format.ONNX, precision))))
+    assert found == {Role.SHARED: expected, Role.HEAD: expected}
+
+
+def test_a_head_that_keeps_f32_is_stored_in_half_precision_alone(tmp_path):
+    setup = tile_setup((32, 48), (32, 48))
+    images = scene_images(setup)
+    model = create_model("patchcore", setup.tile_size, backbone=BACKBONE, weights="none", coreset_ratio=0.25)
+    run = train(model, setup, images, tmp_path / "run", seed=0)
+    manifest = export_run(run, images, tmp_path / "bundle", ExportOptions(Format.ONNX, Precision.FP16))
+    assert [(graph.role, graph.precision, graph.keep_f32) for graph in manifest.graphs] == [
+        (Role.SHARED, Precision.FP16, False),
+        (Role.HEAD, Precision.FP16, True),
+    ]
+    assert arithmetic_of(read_bundle(tmp_path / "bundle")) == {Role.SHARED: {"f16"}, Role.HEAD: {None}}
+
+
+# By hand: scores as merged, of the exact engine first; in units of threshold - low
+@pytest.mark.parametrize(
+    ("scores", "tolerance"),
+    [
+        ({"f32": [1.0, 2.0]}, 0.02),  # one precision: nothing moved
+        ({"f32": [1.0, 2.0], "bf16": [1.0, 2.01]}, 0.02),  # 2 * 0.01 / 4 is less
+        ({"f32": [1.0, 2.0], "bf16": [1.2, 1.5]}, 2 * 0.5 / 4),
+        ({"f32": [1.0, 2.0], "bf16": [1.2, 2.0], "f16": [0.7, 2.0]}, 2 * 0.3 / 4),
+    ],
+)
+def test_verification_allows_twice_what_a_lesser_precision_moved(scores, tolerance):
+    normalisation = replace(RAW, score=Scale(0.5, 4.5))
+    results = {key: (RawOutputs(np.array(values), np.zeros((2, 1, 1))), None) for key, values in scores.items()}
+    manifest = tiny_manifest(normalisation=normalisation)
+    assert export._verify_tolerance(results, manifest) == pytest.approx(tolerance)
 
 
 @pytest.mark.parametrize("precision", Precision)
