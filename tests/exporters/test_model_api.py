@@ -1,6 +1,7 @@
 """One tile for Intel's ModelAPI: the merged graph against numpy, its metadata, and ModelAPI itself opening it."""
 
 import resource
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from edge_ad.bundle.files import read_bundle
 from edge_ad.bundle.manifest import Format, Normalisation, NormalisationStage, Scale
 from edge_ad.errors import InputError, OutputExistsError, OutputWriteError
 from edge_ad.exporters.model_api import MODEL_INFO, write_tile
-from edge_ad.setups import Sharing
+from edge_ad.setups import ExtractorScope, Sharing
 from edge_ad.tiling import Location
 
 TILE_SCORE = tuple(Scale(0.1 * n, 1.0 + 0.2 * n) for n in range(4))
@@ -32,9 +33,9 @@ def some_tile(bundle):
     return np.ascontiguousarray(crops[2])
 
 
-def expected(bundle, tile):
-    """(map, score) in [0, 1] of the tile at `WHERE`, the third, in float64."""
-    raw_map, raw_score = expected_tile(tile, WHERE)
+def expected(tile, model=WHERE):
+    """(map, score) in [0, 1] of the tile at `WHERE`, the third, by the head of ``model``, in float64."""
+    raw_map, raw_score = expected_tile(tile, model)
     scaled = (
         0.5 * (raw - s.low) / (s.threshold - s.low) for raw, s in ((raw_map, TILE_MAP[2]), (raw_score, TILE_SCORE[2]))
     )
@@ -48,7 +49,7 @@ def test_image_to_verdict_in_one_graph(bundle, tmp_path):
     assert (port.any_name, list(port.partial_shape)[1:]) == ("image", [23, 29, 3])
     tile = some_tile(bundle)
     outputs = compiled({"image": tile[None].astype(np.float32)})
-    anomaly_map, score = expected(bundle, tile)
+    anomaly_map, score = expected(tile)
     assert 0 < anomaly_map.mean() < 1
     np.testing.assert_allclose(outputs["anomaly_map"], anomaly_map[None, None], atol=1e-5)
     np.testing.assert_allclose(outputs["pred_score"], [score], atol=1e-5)
@@ -79,7 +80,7 @@ def test_model_api_opens_it(bundle, tmp_path):
     assert type(model).__name__ == "AnomalyDetection"
     tile = some_tile(bundle)
     result = model(cv2.cvtColor(tile, cv2.COLOR_RGB2BGR))
-    anomaly_map, score = expected(bundle, tile)
+    anomaly_map, score = expected(tile)
     # The device's default precision (8 bits of bf16) and ModelAPI's own rounding of maps to uint8
     assert result.pred_score == pytest.approx(score, abs=0.02)
     np.testing.assert_allclose(result.anomaly_map / 255, anomaly_map, atol=0.02)
@@ -91,7 +92,14 @@ def test_model_api_opens_it(bundle, tmp_path):
 
 def test_a_shared_model_serves_every_tile(tiny_bundle, tmp_path):
     bundle = read_bundle(tiny_bundle(tiny_manifest(tiny_setup(sharing=Sharing.ALL), normalisation=BY_TILE)))
-    write_tile(bundle, WHERE.name, tmp_path / "tile.xml")
+    path = write_tile(bundle, WHERE.name, tmp_path / "tile.xml")
+    compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    tile = some_tile(bundle)
+    outputs = compiled({"image": tile[None].astype(np.float32)})
+    anomaly_map, score = expected(tile, Location(0, 0))  # one head, but the scales of the third tile
+    assert 0 < score < 1
+    np.testing.assert_allclose(outputs["anomaly_map"], anomaly_map[None, None], atol=1e-5)
+    np.testing.assert_allclose(outputs["pred_score"], [score], atol=1e-5)
 
 
 def test_a_single_tile_has_the_images_thresholds(tiny_bundle, tmp_path):
@@ -116,6 +124,10 @@ def test_refusals(tiny_bundle, bundle, tmp_path):
     other = read_bundle(tiny_bundle(tiny_manifest(normalisation=BY_TILE), Format.ONNX, name="onnx"))
     with pytest.raises(InputError, match="is an onnx bundle; ModelAPI needs one of --format openvino"):
         write_tile(other, WHERE.name, tmp_path / "tile.xml")
+    manifest = bundle.manifest
+    once = replace(manifest, setup=replace(manifest.setup, extractor_scope=ExtractorScope.IMAGE))
+    with pytest.raises(InputError, match="sees whole images; train with --extractor-scope tile"):
+        write_tile(replace(bundle, manifest=once), WHERE.name, tmp_path / "tile.xml")
     (tmp_path / "tile.xml").write_text("mine")
     with pytest.raises(OutputExistsError, match=r"tile\.xml exists"):
         write_tile(bundle, WHERE.name, tmp_path / "tile.xml")
