@@ -86,6 +86,7 @@ def test_clients_get_their_own_results(script: Any, tiny_bundle: Write) -> None:
         ("soak", ["--frames", "300"], ["| handles |", "| non_finite |", "0 results are wrong"]),
         ("load", ["--frames", "40", "--rounds", "2"], ["| 1 |", "| 16 |", "| 0 of 80 |"]),
         ("budget", ["--frames", "1"], ["| none | 0 of 4 |", "| 0 | 4 of 4 |"]),
+        ("hashing", ["--loads", "1"], ["tiny.edgead, 0 MB, median of 1 loads in turn: ", "s without, ratio "]),
         ("stream", ["--frames", "2", "--rounds", "2"], ["| bare sessions |", "| stream |"]),
     ],
 )

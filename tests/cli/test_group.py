@@ -44,6 +44,9 @@ def raising(monkeypatch):
         (DeviceNotFoundError("no GPU"), 4, "error: no GPU"),
         (OSError(errno.ENOSPC, "No space left on device", "out.json"), 1, "error: out.json: No space left on device"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "error: output: No space left on device"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "out.json"), 1, "error: out.json: Disk quota exceeded"),
+        (OSError(errno.EACCES, "Permission denied", "out.json"), 1, "error: out.json: Permission denied"),
+        (OSError(errno.EROFS, "Read-only file system", "out.json"), 1, "error: out.json: Read-only file system"),
         (click.UsageError("which?"), 2, "error: which? See 'edge-ad planted --help'."),
     ],
 )

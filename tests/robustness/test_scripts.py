@@ -36,5 +36,14 @@ def test_malformed_inputs_are_refused() -> None:
 
 
 @pytest.mark.slow
+def test_full_disks_are_one_error_and_the_command_ends_well_when_repeated(tmp_path: Path) -> None:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "edge-ad", tmp_path], capture_output=True, timeout=60)
+    if mounted.returncode:
+        pytest.skip("no file system may be mounted here")
+    subprocess.run(["umount", tmp_path], check=True, timeout=60)
+    assert last_line("full_disk.py", "--steps", "2") == "full disks survived 2/2"
+
+
+@pytest.mark.slow
 def test_killed_commands_end_in_the_same_files_when_repeated() -> None:
     assert re.match(r"kills survived 4/4 ", last_line("kills.py", "--kills", "4"))

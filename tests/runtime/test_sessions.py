@@ -344,6 +344,19 @@ def test_graphs_that_cannot_be_read(tmp_path: Path) -> None:
             open_session(tmp_path / name, graph_format)
 
 
+def test_tensors_too_large_to_allocate_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By ONNX Runtime's sessions, which allocate before the graph runs. The image is largest, three numbers a pixel."""
+    from edge_ad.runtime import onnxruntime_session
+
+    assert onnxruntime_session.ELEMENTS_MAX == 2**31
+    path = WRITERS[Format.ONNX][0](tmp_path / "graph", TILE)[0]
+    elements = BATCH * TILE[0] * TILE[1] * 3
+    monkeypatch.setattr(onnxruntime_session, "ELEMENTS_MAX", elements)
+    open_session(path, Format.ONNX, batch_size=BATCH).close()
+    with pytest.raises(GraphFormatError, match=rf"image: .* has more than {elements} elements"):
+        open_session(path, Format.ONNX, batch_size=BATCH + 1)
+
+
 def test_a_silent_fall_back_to_the_cpu_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A build with CUDA on a machine without its libraries: onnxruntime warns, and makes a CPU session."""
     ort = pytest.importorskip("onnxruntime")

@@ -13,6 +13,7 @@ from fake_session import FakeSession, fake_detector
 from tiny_bundle import some_image, tiny_manifest
 
 from edge_ad.errors import ColorError, InputError, SourceError
+from edge_ad.runtime import background
 from edge_ad.runtime.background import Drop
 from edge_ad.runtime.detector import Detector
 
@@ -224,6 +225,29 @@ def test_closing_stops_the_threads() -> None:
         assert len(_threads()) == 2
         stream.close()
         assert not _threads(), drop
+
+
+def test_a_source_blocked_in_its_driver_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 2 s; it is a daemon, which does not keep the program from ending."""
+    assert background._JOIN_TIMEOUT_S == 2
+    monkeypatch.setattr(background, "_JOIN_TIMEOUT_S", 0.1)
+    released = threading.Event()
+
+    def camera() -> Iterator[Any]:
+        yield some_image(SETUP)
+        released.wait(30)
+
+    stream = fake_detector(tiny_manifest()).stream(camera(), color="rgb")
+    next(stream)
+    began_s = time.monotonic()
+    stream.close()
+    left = [thread for thread in _threads() if thread.name == "edge-ad-capture"]
+    closed_s = time.monotonic() - began_s
+    released.set()
+    assert closed_s < 10
+    assert [thread.daemon for thread in left] == [True]
+    left[0].join(10)
+    assert not _threads()
 
 
 def test_no_thread_before_the_first_result_is_asked_for() -> None:
