@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tiny_bundle import head_constants
 
+from edge_ad.bundle.graph_files import GraphFiles
 from edge_ad.bundle.manifest import Manifest
 from edge_ad.errors import InferenceError
 from edge_ad.runtime.detector import Detector
 from edge_ad.runtime.session import Handle, TensorSpec
+from edge_ad.setups import Setup
 from edge_ad.tiling import Location, Size
 
 
@@ -58,6 +63,25 @@ class FakeSession:
 
     def close(self) -> None:
         self.closed = True
+
+
+def session_of(setup: Setup, graph: GraphFiles, batch_size: int = 1) -> FakeSession:
+    """For a graph of a bundle, whose name says what it is."""
+    heads = {location.name: location for location in setup.model_locations}
+    return FakeSession(setup.tile_size, heads.get(Path(graph.name).stem), batch_size)
+
+
+def stream_threads() -> list[threading.Thread]:
+    """Those of streams that run."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("edge-ad-")]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Returns as soon as another thread has made it true."""
+    deadline_s = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited 10 s"
+        time.sleep(0.001)
 
 
 def fake_detector(manifest: Manifest, batch_size: int = 1) -> Detector:

@@ -57,7 +57,6 @@ def one_torch_thread() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", ["sm256", "ens4"])
 def test_train_export_detect(name, screws, tmp_path, monkeypatch):
-    monkeypatch.setenv("EDGE_AD_CACHE", str(tmp_path / "cache"))
     root, dataset = screws
     setup = SETUPS[name]
     start = time.process_time()

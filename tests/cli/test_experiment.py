@@ -24,7 +24,6 @@ dimensions = 5
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     data = write_synthetic(tmp_path / "plates", size=(32, 32), train=6, test_good=2, test_defective=2)
     monkeypatch.setenv("PLATES", str(data))
-    monkeypatch.setenv("EDGE_AD_CACHE", str(tmp_path / "cache"))
     return write_config(tmp_path)
 
 

@@ -35,8 +35,7 @@ def plates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _environment(tmp_path_factory: pytest.TempPathFactory, plates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGE_AD_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+def _environment(plates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLATES", str(plates))
 
 

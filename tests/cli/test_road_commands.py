@@ -24,11 +24,6 @@ def plates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_synthetic(folder, size=(64, 64), train=10, test_good=4, test_defective=4)
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGE_AD_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture
 def trained(run, plates: Path, tmp_path: Path) -> Path:
     outcome = run("train", "--data", plates, *TINY, "-o", tmp_path / "run")

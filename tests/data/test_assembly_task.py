@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from file_system import contents
 
 from edge_ad.data.assembly import STRUCTURAL
 from edge_ad.data.assembly_task import AssemblyTask
@@ -26,10 +27,6 @@ TASKS = {"counted": (COUNTED, {0: 1, 1: 8, 2: 4}), "labelled": (LABELLED, {0: 1,
 @pytest.fixture(params=TASKS)
 def task(request: pytest.FixtureRequest) -> AssemblyTask:
     return TASKS[request.param][0]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(("task", "masks"), TASKS.values(), ids=TASKS)

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from file_system import contents
 
 from edge_ad.data.layouts import read_dataset, read_masks
 from edge_ad.data.synthetic import DEFECTS, defective_plate, plate, write_synthetic
@@ -14,10 +14,6 @@ from edge_ad.imaging import image_size, read_image, read_mask
 
 SIZES = [(64, 64), (64, 96), (131, 79)]
 COUNTS = {"train": 2, "test_good": 1, "test_defective": 5}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_gives_other_images(tmp_path):

@@ -1,6 +1,5 @@
 """From a run to a bundle, for every format and precision: whole, proved, like the run, or not there at all."""
 
-import resource
 import shutil
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ import pytest
 import scipy.ndimage
 import torch
 import torch.nn.functional as F
+from file_system import file_size_limit
 from tiny_bundle import tiny_manifest
 from tiny_run import BACKBONE, scene, scene_images, tile_setup, tiny_model, tiny_run
 
@@ -338,13 +338,11 @@ def test_ctrl_c_leaves_nothing(trained, tmp_path, where):
 @pytest.mark.parametrize("graph_format", Format)
 def test_a_full_disk_leaves_nothing(trained, tmp_path, graph_format):
     """Really: the process may write 50 kB per file, a quarter of the extractor."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
-    try:
-        with pytest.raises(OutputWriteError, match=r"cannot write .*bundle: .*; free some space") as caught:
-            export_run(*trained, tmp_path / "bundle", replace(FP16, format=graph_format))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        file_size_limit(50_000),
+        pytest.raises(OutputWriteError, match=r"cannot write .*bundle: .*; free some space") as caught,
+    ):
+        export_run(*trained, tmp_path / "bundle", replace(FP16, format=graph_format))
     assert "\n" not in str(caught.value)
     assert left_in(tmp_path) == []
 

@@ -1,12 +1,11 @@
 """ONNX and IR against the torch module they were made from: numbers, names, batches, sizes, and what is stored."""
 
-import resource
-
 import numpy as np
 import onnx
 import openvino as ov
 import pytest
 import torch
+from file_system import file_size_limit
 from onnx import TensorProto, numpy_helper
 from tiny_run import scene, tile_setup, tiny_run
 
@@ -172,13 +171,8 @@ def test_a_full_disk_is_an_oserror(graphs, tmp_path, graph_format):
     """Really: the process may write 2 kB per file. `staged_folder` turns an OSError into one line and cleans up."""
     writer = WRITERS[graph_format]
     converted = writer.convert(graphs[1])
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
-    try:
-        with pytest.raises(OSError):
-            writer.write(converted, tmp_path / "head", half=False)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with file_size_limit(2_000), pytest.raises(OSError):
+        writer.write(converted, tmp_path / "head", half=False)
 
 
 def test_maps_turned_to_channels_last_are_the_same_maps(tmp_path):

@@ -1,12 +1,12 @@
 """One tile for Intel's ModelAPI: the merged graph against numpy, its metadata, and ModelAPI itself opening it."""
 
-import resource
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import openvino as ov
 import pytest
+from file_system import file_size_limit
 from tiny_bundle import expected_tile, some_image, tiny_manifest, tiny_setup
 
 from edge_ad.bundle.files import read_bundle
@@ -146,11 +146,6 @@ def test_names_with_dots_are_kept(bundle, tmp_path):
 def test_a_full_disk_leaves_nothing(bundle, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
-    try:
-        with pytest.raises(OutputWriteError, match=r"cannot write .*tile\.xml"):
-            write_tile(bundle, WHERE.name, folder / "tile.xml")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with file_size_limit(1_000), pytest.raises(OutputWriteError, match=r"cannot write .*tile\.xml"):
+        write_tile(bundle, WHERE.name, folder / "tile.xml")
     assert list(folder.iterdir()) == []

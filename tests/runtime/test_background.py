@@ -3,9 +3,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
+from fake_session import wait_until
 
 from edge_ad.runtime.background import Background, Drop
 
@@ -14,13 +14,6 @@ NAME = "edge-ad-background-test"
 
 def _threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == NAME]
-
-
-def _wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, "waited 5 s"
-        time.sleep(0.002)
 
 
 def _count(last: int, given: list[int] | None = None) -> Iterator[int]:
@@ -42,7 +35,7 @@ def test_a_slow_reader_holds_the_source_back() -> None:
     numbers = Background(_count(50, given), NAME, size=3)
     reader = iter(numbers)
     assert next(reader) == 0
-    _wait_until(lambda: len(given) == 5)  # one read, three queued, one in the thread's hand
+    wait_until(lambda: len(given) == 5)  # one read, three queued, one in the thread's hand
     time.sleep(0.02)
     assert len(given) == 5
     assert list(reader) == list(range(1, 50))

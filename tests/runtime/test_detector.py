@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_session import FakeSession, fake_detector
+from fake_session import FakeSession, fake_detector, session_of
 from numpy.typing import NDArray
 from scipy import ndimage
 from tiny_bundle import expected_tile, head_constants, some_image, tiny_manifest, tiny_setup
@@ -453,8 +453,7 @@ def test_heads_keep_f32_unless_told_otherwise(
         graph: GraphFiles, *args: Any, precision: ExecutionPrecision, batch_size: int, **more: Any
     ) -> FakeSession:
         asked.append(str(precision))
-        locations = {at.name: at for at in tiny_setup().model_locations}
-        return FakeSession((23, 29), locations.get(Path(graph.name).stem), batch_size)
+        return session_of(tiny_setup(), graph, batch_size)
 
     monkeypatch.setattr(loading, "open_session", open_fake)
     edge_ad.load(tiny_bundle(), precision=precision)
@@ -471,8 +470,7 @@ def test_a_device_without_f32_runs_its_own_default_and_says_so(
     ) -> FakeSession:
         if precision is ExecutionPrecision.F32:
             raise UnsupportedPrecisionError(f"{device} does not execute in f32; ask for f16 or auto")
-        locations = {at.name: at for at in tiny_setup().model_locations}
-        session = FakeSession((23, 29), locations.get(Path(graph.name).stem))
+        session = session_of(tiny_setup(), graph)
         session.device, session.precision = device, "f16"
         return session
 

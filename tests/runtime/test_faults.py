@@ -6,7 +6,6 @@ import gc
 import json
 import logging
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_session import FakeSession, fake_detector
+from fake_session import FakeSession, fake_detector, session_of, stream_threads, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_bundle import some_image, tiny_manifest
@@ -240,21 +239,14 @@ def test_a_pause_ends_when_the_stream_is_closed() -> None:
     stream = fake_detector(MANIFEST).stream(lambda: [_image(0)], color="rgb", policy=policy)
     next(stream)
     stream.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("edge-ad-")]
-
-
-def _wait_for(condition: Callable[[], bool]) -> None:
-    """Blocks a camera or an engine. Returns after 10 s in any case, so that a failure ends."""
-    deadline_s = time.monotonic() + 10
-    while not condition() and time.monotonic() < deadline_s:
-        time.sleep(0.001)
+    assert not stream_threads()
 
 
 def _blocking_camera(detector: Detector, before: int) -> Iterator[Any]:
     """``before`` frames, and one more once a stall is counted that began after them."""
     yield from map(_image, range(before))
     stalls = detector.stats().faults.get(Fault.STALLED, 0)  # a loaded machine may be late with the first frame too
-    _wait_for(lambda: detector.stats().faults.get(Fault.STALLED, 0) > stalls)
+    wait_until(lambda: detector.stats().faults.get(Fault.STALLED, 0) > stalls)
     yield _image(before)
 
 
@@ -285,7 +277,7 @@ def test_an_engine_that_hangs_is_a_stall(caplog: pytest.LogCaptureFixture, monke
     told = "stalled (skip): no result for 0.01 s: the engine hangs, 3 frames wait"
 
     def hangs(feeds: Any) -> Any:
-        _wait_for(lambda: told in caplog.messages)
+        wait_until(lambda: told in caplog.messages)
         return run(feeds)
 
     head.run = hangs  # type: ignore[method-assign]
@@ -574,11 +566,11 @@ def test_a_device_that_computes_garbage_is_caught(tiny_bundle: Write, monkeypatc
     opened: list[FakeSession] = []
 
     def open_fake(files: GraphFiles, *args: Any, batch_size: int, **more: Any) -> FakeSession:
-        locations = {at.name: at for at in SETUP.model_locations}
-        location = locations.get(Path(files.name).stem)
-        garbage = is_broken and location == SETUP.model_locations[2]
-        opened.append(FakeSession(SETUP.tile_size, SETUP.model_locations[3] if garbage else location, batch_size))
-        return opened[-1]
+        session = session_of(SETUP, files, batch_size)
+        if is_broken and session.location == SETUP.model_locations[2]:
+            session.location = SETUP.model_locations[3]
+        opened.append(session)
+        return session
 
     monkeypatch.setattr(loading, "open_session", open_fake)
     bundle = tiny_bundle()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_session import FakeSession, fake_detector
+from fake_session import FakeSession, fake_detector, stream_threads, wait_until
 from tiny_bundle import some_image, tiny_manifest
 
 from edge_ad.errors import ColorError, InputError, SourceError
@@ -23,10 +23,6 @@ SETUP = tiny_manifest().setup
 def _frames(count: int) -> Iterator[Any]:
     for index in range(count):
         yield some_image(SETUP, index)
-
-
-def _threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("edge-ad-")]
 
 
 def _before_each_run(detector: Detector, call: Any) -> None:
@@ -50,7 +46,7 @@ def test_every_frame_in_order() -> None:
     stats = detector.stats()
     assert (stats.captured, stats.results, stats.dropped, stats.pending) == (11, 11, 0, 0)
     assert not stats.faults
-    assert not _threads()
+    assert not stream_threads()
 
 
 def test_results_own_their_arrays() -> None:
@@ -97,14 +93,12 @@ def test_what_is_under_way_is_bounded() -> None:
     stream = detector.stream(_frames(100), color="rgb", queue_size=3)
     next(stream)
     # one given; one before the reader, one in the hand of inference, three in the queue, one in the hand of capture
-    deadline = time.monotonic() + 5
-    while detector.stats().captured < 7 and time.monotonic() < deadline:
-        time.sleep(0.002)
+    wait_until(lambda: detector.stats().captured >= 7)
     time.sleep(0.02)
     assert detector.stats().captured == 7
-    assert len(_threads()) == 2
+    assert len(stream_threads()) == 2
     stream.close()
-    assert not _threads()
+    assert not stream_threads()
     assert detector.stats().pending == 6
 
 
@@ -204,17 +198,17 @@ def test_an_error_of_the_source_comes_after_its_frames() -> None:
     assert [next(stream).frame_id for _ in range(3)] == [0, 1, 2]
     with pytest.raises(SourceError, match="cable pulled"):
         next(stream)
-    assert not _threads()
+    assert not stream_threads()
 
 
-def test_an_error_of_the_detector_stops_the_threads() -> None:
+def test_an_error_of_the_detector_stops_thestream_threads() -> None:
     stream = fake_detector(tiny_manifest()).stream(iter(np.zeros((100, 5, 7))), color="rgb")
     with pytest.raises(ValueError):
         next(stream)
-    assert not _threads()
+    assert not stream_threads()
 
 
-def test_closing_stops_the_threads() -> None:
+def test_closing_stops_thestream_threads() -> None:
     def forever() -> Iterator[Any]:
         while True:
             yield some_image(SETUP)
@@ -222,9 +216,9 @@ def test_closing_stops_the_threads() -> None:
     for drop in Drop:
         stream = fake_detector(tiny_manifest()).stream(forever(), color="rgb", drop=drop)
         next(stream)
-        assert len(_threads()) == 2
+        assert len(stream_threads()) == 2
         stream.close()
-        assert not _threads(), drop
+        assert not stream_threads(), drop
 
 
 def test_a_source_blocked_in_its_driver_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,18 +235,18 @@ def test_a_source_blocked_in_its_driver_is_left_behind(monkeypatch: pytest.Monke
     next(stream)
     began_s = time.monotonic()
     stream.close()
-    left = [thread for thread in _threads() if thread.name == "edge-ad-capture"]
+    left = [thread for thread in stream_threads() if thread.name == "edge-ad-capture"]
     closed_s = time.monotonic() - began_s
     released.set()
     assert closed_s < 10
     assert [thread.daemon for thread in left] == [True]
     left[0].join(10)
-    assert not _threads()
+    assert not stream_threads()
 
 
 def test_no_thread_before_the_first_result_is_asked_for() -> None:
     stream = fake_detector(tiny_manifest()).stream(_frames(3), color="rgb")
-    assert not _threads()
+    assert not stream_threads()
     stream.close()
 
 

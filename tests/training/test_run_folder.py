@@ -1,12 +1,12 @@
 """The run folder: what is written comes back, what was begun otherwise or damaged is refused in one line."""
 
 import json
-import resource
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from file_system import file_size_limit
 from safetensors.torch import load_file, save_file
 from tiny_run import BACKBONE, scene_images, tile_setup, tiny_model, tiny_run
 
@@ -246,13 +246,11 @@ def test_a_full_disk_leaves_the_run_as_it_was(run, monkeypatch):
 
 def test_safetensors_meets_the_end_of_the_disk(tmp_path):
     """Really: the process may write 10 kB per file, as a full disk would stop it in the middle of one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    try:
-        with pytest.raises(OutputWriteError, match=r"cannot write .*big\.safetensors: .*File too large"):
-            save_tensors(tmp_path / "big.safetensors", {"a": torch.zeros(10_000)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        file_size_limit(10_000),
+        pytest.raises(OutputWriteError, match=r"cannot write .*big\.safetensors: .*File too large"),
+    ):
+        save_tensors(tmp_path / "big.safetensors", {"a": torch.zeros(10_000)})
     assert list(tmp_path.iterdir()) == []
 
 

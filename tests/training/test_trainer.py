@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from file_system import contents
 from safetensors.torch import load_file
 from tiny_run import BACKBONE, scene, scene_images, tile_setup, tiny_model, tiny_run, write_images
 
@@ -34,15 +35,6 @@ from edge_ad.training.run_folder import RunFolder
 from edge_ad.training.trainer import hold_out, read_training_images, run_images, train
 
 SETUP = tile_setup()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("EDGE_AD_CACHE", str(tmp_path / "cache"))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def mean_embedding(run: RunFolder, images: np.ndarray, locations: tuple[Location, ...]) -> np.ndarray:
