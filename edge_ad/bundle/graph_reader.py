@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Self
 
@@ -15,7 +16,7 @@ from edge_ad.bundle.manifest import Graph, Manifest
 class GraphReader:
     """Reads graphs of the bundle at ``root``, ahead of those who ask for them in the manifest's order.
 
-    Once closed it still reads, but nothing ahead.
+    Several threads may ask, and are served one after the other. Once closed it still reads, but nothing ahead.
 
     Args:
         ahead: read ahead; costs the memory of a second graph.
@@ -27,16 +28,18 @@ class GraphReader:
         self._graphs = manifest.in_running_order
         self._pool = ThreadPoolExecutor(1, "edge-ad-reader") if ahead else None
         self._ahead: tuple[Graph, Future[GraphFiles]] | None = None
+        self._lock = Lock()
 
     def read(self, graph: Graph) -> GraphFiles:
         """See `read_graph`."""
-        ahead, self._ahead = self._ahead, None
-        files = ahead[1].result() if ahead and ahead[0] is graph else read_graph(self._root, graph, self._format)
-        following = self._graphs.index(graph) + 1
-        if self._pool and following < len(self._graphs):
-            after = self._graphs[following]
-            self._ahead = after, self._pool.submit(read_graph, self._root, after, self._format)
-        return files
+        with self._lock:
+            ahead, self._ahead = self._ahead, None
+            files = ahead[1].result() if ahead and ahead[0] is graph else read_graph(self._root, graph, self._format)
+            following = self._graphs.index(graph) + 1
+            if self._pool and following < len(self._graphs):
+                after = self._graphs[following]
+                self._ahead = after, self._pool.submit(read_graph, self._root, after, self._format)
+            return files
 
     def close(self) -> None:
         """End the thread. Idempotent."""

@@ -13,7 +13,9 @@ string                 engine        meaning
 ``TENSORRT``, ``:1``   ONNX Runtime  the same through TensorRT, where its libraries are installed
 =====================  ============  ==================================================
 
-Strings are taken as they are: upper case, no spaces. A bundle's format decides the engine.
+Strings are taken as they are: upper case, no spaces. A bundle's format decides the engine. With ``AUTO`` the engine
+begins on the device that it chose, but goes on with another one where that fails: name the device where failures are to
+be raised.
 """
 
 from __future__ import annotations

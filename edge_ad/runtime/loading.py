@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,12 @@ from edge_ad.errors import UnsupportedPrecisionError
 from edge_ad.records import from_plain
 from edge_ad.roi import Roi
 from edge_ad.runtime.detector import Detector
-from edge_ad.runtime.residency import open_in_turns, parse_bytes, turn_takers
+from edge_ad.runtime.residency import open_in_turns, open_together, parse_bytes, turn_takers
 from edge_ad.runtime.session import ExecutionPrecision, Session
 from edge_ad.runtime.sessions import open_session
 from edge_ad.runtime.verify import verify_bundle
 
+COMPILED_AT_ONCE = 4  # heads: engines compile a graph on one core, mostly, and each takes memory for it
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -95,8 +97,8 @@ def open_detector(
 ) -> Detector:
     """`load` without the checks of the bundle as a whole: ``manifest``'s graphs as they lie in the folder ``path``.
 
-    A graph is read into memory, compared with its hash and compiled from there; the next one is read meanwhile, but not
-    under a memory budget.
+    A graph is read into memory, compared with its hash and compiled from there; the next one is read meanwhile, and on
+    a CPU several are compiled at once, but not under a memory budget.
     """
     roi = read_roi(path, manifest)
     reader = GraphReader(path, manifest, ahead=memory_budget is None)
@@ -136,7 +138,11 @@ def open_detector(
         shared = session(manifest.shared) if manifest.shared else None
         if shared:
             opened.callback(shared.close)
-        heads = open_in_turns([partial(head_session, graph) for graph in manifest.heads], takers)
+        openers = [partial(head_session, graph) for graph in manifest.heads]
+        if device == "CPU" and memory_budget is None:
+            heads = open_together(openers, min(COMPILED_AT_ONCE, threads or os.cpu_count() or 1))
+        else:
+            heads = open_in_turns(openers, takers)
         for head in heads:
             opened.callback(head.close)
         detector = Detector(manifest, shared, heads, batch_size=batch_size, roi=roi)

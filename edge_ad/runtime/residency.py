@@ -147,6 +147,24 @@ class SlotSession:
         self._slot.close()
 
 
+def open_together(openers: Sequence[Opener], at_once: int) -> list[Session]:
+    """A session per opener: the first by itself, for others may share what it compiles; then several ``at_once``.
+
+    Where one cannot be opened, all are closed, and the first error is raised.
+    """
+    first, *others = openers
+    sessions = [first(False)]
+    with ThreadPoolExecutor(at_once, "edge-ad-open") as pool:
+        opening = [pool.submit(opener, False) for opener in others]
+    failed = [error for future in opening if (error := future.exception())]
+    sessions += [future.result() for future in opening if not future.exception()]
+    if failed:
+        for session in sessions:
+            session.close()
+        raise failed[0]
+    return sessions
+
+
 def open_in_turns(openers: Sequence[Opener], takers: Sequence[int]) -> list[Session]:
     """A session per opener; those of ``takers`` keep their constants aside, or else share a slot.
 

@@ -19,7 +19,15 @@ from edge_ad.bundle.manifest import FileEntry, Format, Graph, Precision, Role
 from edge_ad.errors import InferenceError, InputError
 from edge_ad.runtime.detector import Detector
 from edge_ad.runtime.faults import Fault, FaultPolicy
-from edge_ad.runtime.residency import LOADED_PER_STORED, Opener, loaded_bytes, open_in_turns, parse_bytes, turn_takers
+from edge_ad.runtime.residency import (
+    LOADED_PER_STORED,
+    Opener,
+    loaded_bytes,
+    open_in_turns,
+    open_together,
+    parse_bytes,
+    turn_takers,
+)
 
 Write = Callable[..., Path]
 
@@ -111,6 +119,28 @@ def test_results_are_the_same_and_few_are_open(takers: list[int], most: int) -> 
     assert (shelf.most, shelf.open) == (most, 0)
     with pytest.raises(InferenceError, match="closed"):
         heads[-1].run({})
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_heads_opened_together_keep_their_order(at_once: int) -> None:
+    shelf = _Shelf()
+    heads = open_together(shelf.openers(), at_once)
+    first, *others = shelf.opened
+    assert first == (0, "MainThread")
+    assert sorted(index for index, _ in others) == [1, 2, 3]
+    assert len({thread for _, thread in others}) <= at_once
+    feeds = {"image": np.zeros((1, 23, 29, 3), np.uint8), "features": np.zeros((1, 1, 23, 29), np.float32)}
+    scores = [head.fetch(head.run(feeds)["pred_score"])[0] for head in heads]
+    assert scores == pytest.approx([0, 0.01, 0.1, 0.11])  # the offsets of tiny_bundle.py
+
+
+@pytest.mark.parametrize("broken", [{0}, {3}, {1, 2}])
+def test_of_heads_opened_together_none_stays_where_one_fails(broken: set[int]) -> None:
+    shelf = _Shelf()
+    shelf.broken = broken
+    with pytest.raises(InferenceError, match="disk on fire"):
+        open_together(shelf.openers(), 2)
+    assert shelf.open == 0
 
 
 def test_heads_in_another_order() -> None:
