@@ -9,7 +9,7 @@ from edge_ad.errors import OutputExistsError
 
 
 @pytest.mark.slow
-def test_the_demo_leaves_a_page_of_what_it_made(tmp_path, monkeypatch):
+def test_the_demo_leaves_a_page_of_what_it_made(tmp_path):
     small = {"setup": "sm256", "train": 8, "test_good": 3, "test_defective": 4, "iterations": 3}
     made = demo.run_demo(tmp_path / "demo", **small)
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {

@@ -56,7 +56,7 @@ def one_torch_thread() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", ["sm256", "ens4"])
-def test_train_export_detect(name, screws, tmp_path, monkeypatch):
+def test_train_export_detect(name, screws, tmp_path):
     root, dataset = screws
     setup = SETUPS[name]
     start = time.process_time()
