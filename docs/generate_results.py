@@ -6,6 +6,8 @@
     <!-- end -->
     <!-- reports: nvidia_h200 -->      reports of ``edge-ad benchmark --json`` in benchmarks/reference/nvidia_h200/
     <!-- end -->
+    <!-- ratios: amd_epyc -->          of the same: nine tiles in int8 over other precisions, and over one tile
+    <!-- end -->
 
 A file of lines is the ``results.jsonl`` of ``edge-ad experiment``: in an experiment's folder it is continued.
 """
@@ -33,7 +35,8 @@ LINES = Path(__file__).with_name("results")
 REPORTS = Path(__file__).parents[1] / "benchmarks" / "reference"
 SETS = {"bsdata": "BSData", "magnetic_tile": "magnetic tile", "casting512": "casting", "kolektorsdd": "KolektorSDD"}
 RESAMPLES = 1000
-BLOCK = re.compile(r"(<!-- (table|verdicts|reports): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (table|verdicts|reports|ratios): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BUNDLE = re.compile(r"(.+)-(sm256|ens9)-(int8|bf16|f32)")  # a report's name: method and backbone, setup, precision
 
 Measure = Callable[[Outcome], float | None]
 
@@ -104,6 +107,31 @@ def reports(folder: Path) -> str:
                 )
             )
         )
+    return "\n".join(lines)
+
+
+def ratios(folder: Path) -> str:
+    """What nine tiles in int8 cost over the same in other precisions, and over one tile; a row per method."""
+    by_method: dict[str, dict[tuple[str, str], BenchmarkReport]] = {}
+    for path in sorted(folder.glob("*.json")):
+        if name := BUNDLE.fullmatch(path.stem):
+            report = BenchmarkReport.from_json(json.loads(path.read_text(encoding="utf-8")))
+            by_method.setdefault(name[1], {})[name[2], name[3]] = report
+    header = ("nine tiles, int8", "over bare", "over bf16", "over f32", "time over nine of one tile", "peak over one tile")
+    header += ("cold start, ms",)
+    lines = [_row(header), _row(["---", *("---:" for _ in header[1:])])]
+    for method, found in by_method.items():
+        nine, one = found.get(("ens9", "int8")), found.get(("sm256", "int8"))
+        if not nine or not one:
+            continue
+        ms = {key: report.latency.end_to_end.median_ms for key, report in found.items()}
+        peaks = [report.memory.resident_peak_bytes for report in (nine, one)]
+        cells = [nine.latency.bare_ratio]
+        cells += [ms["ens9", "int8"] / ms["ens9", precision] for precision in ("bf16", "f32")]
+        cells.append(ms["ens9", "int8"] / (9 * ms["sm256", "int8"]))
+        shown = [f"{cell:.2f}" for cell in cells]
+        shown.append(f"{peaks[0] / peaks[1]:.1f}" if peaks[0] and peaks[1] else "-")
+        lines.append(_row((method, *shown, f"{nine.cold_start_ms:.0f}")))
     return "\n".join(lines)
 
 
@@ -214,8 +242,8 @@ def render(page: str) -> str:
 
     def block(found: re.Match[str]) -> str:
         kind, name = found[2], found[3]
-        if kind == "reports":
-            written = reports(REPORTS / name)
+        if kind in ("reports", "ratios"):
+            written = {"reports": reports, "ratios": ratios}[kind](REPORTS / name)
         else:
             of_kind = {"table": table, "verdicts": verdicts}[kind]
             written = of_kind(list(Store(LINES / f"{name}.jsonl").read().values()))
