@@ -117,8 +117,8 @@ def ratios(folder: Path) -> str:
         if name := BUNDLE.fullmatch(path.stem):
             report = BenchmarkReport.from_json(json.loads(path.read_text(encoding="utf-8")))
             by_method.setdefault(name[1], {})[name[2], name[3]] = report
-    header = ("nine tiles, int8", "over bare", "over bf16", "over f32", "time over nine of one tile", "peak over one tile")
-    header += ("cold start, ms",)
+    header = ("nine tiles, int8", "ms", "over bare", "over bf16", "over f32", "over nine times one tile")
+    header += ("peak over one tile", "cold start, ms")
     lines = [_row(header), _row(["---", *("---:" for _ in header[1:])])]
     for method, found in by_method.items():
         nine, one = found.get(("ens9", "int8")), found.get(("sm256", "int8"))
@@ -129,7 +129,7 @@ def ratios(folder: Path) -> str:
         cells = [nine.latency.bare_ratio]
         cells += [ms["ens9", "int8"] / ms["ens9", precision] for precision in ("bf16", "f32")]
         cells.append(ms["ens9", "int8"] / (9 * ms["sm256", "int8"]))
-        shown = [f"{cell:.2f}" for cell in cells]
+        shown = [f"{ms['ens9', 'int8']:.1f}", *(f"{cell:.2f}" for cell in cells)]
         shown.append(f"{peaks[0] / peaks[1]:.1f}" if peaks[0] and peaks[1] else "-")
         lines.append(_row((method, *shown, f"{nine.cold_start_ms:.0f}")))
     return "\n".join(lines)

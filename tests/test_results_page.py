@@ -21,4 +21,5 @@ def test_every_file_of_lines_is_shown():
     shown = {(found[2], found[3]) for found in generator["BLOCK"].finditer(pages)}
     lines = {name for kind, name in shown if kind in ("table", "verdicts")}
     assert {path.stem for path in generator["LINES"].glob("*.jsonl")} == lines
-    assert {path.name for path in generator["REPORTS"].iterdir()} == {n for kind, n in shown if kind == "reports"}
+    folders = {name for kind, name in shown if kind in ("reports", "ratios")}
+    assert {path.name for path in generator["REPORTS"].iterdir()} == folders

@@ -118,8 +118,10 @@ class OpenvinoSession:
         self._fed[name] = value
 
     def _output(self, request: ov.InferRequest, name: str) -> Handle:
-        """The output's tensor: the known handle while it is the same memory, for the engine may move it."""
+        """The output's tensor: on a CPU the known handle while it is the same memory, for the engine may move it."""
         tensor = request.get_tensor(name)
+        if self.device != "CPU":  # elsewhere the host need not see where it lies
+            return tensor
         known = self._handles.get(name)
         if known is None or _place(known) != _place(tensor):
             self._handles[name] = tensor

@@ -141,7 +141,7 @@ def test_an_output_that_the_engine_has_moved_is_another_handle() -> None:
             return next(self.given)
 
     session = OpenvinoSession.__new__(OpenvinoSession)
-    session._handles = {}
+    session._handles, session.device = {}, "CPU"
     first, again, moved = (session._output(Request, "map") for Request in [Request()] * 3)
     assert first is again
     np.testing.assert_array_equal(session.fetch(moved), [2, 2])
