@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edge_ad.benchmarks import nvidia_probe
-from edge_ad.runtime.devices import list_devices
+from edge_ad.runtime.devices import list_devices, listed_as
 from edge_ad.runtime.processor import CPUINFO, read_fields
 
 PACKAGES = ("edge-ad", "numpy", "opencv-python-headless", "openvino", "onnxruntime", "onnxruntime-gpu")
@@ -144,7 +144,9 @@ def _versions() -> dict[str, str]:
 def _device_name(device: str) -> str:
     if nvidia_probe.knows(device):
         return nvidia_probe.full_name(device) or device
-    return next((info.full_name for info in list_devices() if info.name in (device, device.removesuffix(".0"))), device)
+    found = list_devices()
+    name = listed_as(device, [info.name for info in found])
+    return next((info.full_name for info in found if info.name == name), device)
 
 
 def _driver(device: str) -> str | None:

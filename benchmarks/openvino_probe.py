@@ -10,6 +10,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from edge_ad.benchmarks.timing import time_interleaved
+from edge_ad.runtime.devices import listed_as
 from edge_ad.runtime.openvino_session import core
 
 ENGINE = "OpenVINO"
@@ -33,8 +34,8 @@ def device_memory_bytes(device: str) -> int | None:
 
 
 def knows(device: str) -> bool:
-    """Whether OpenVINO runs on ``device``, which a session calls "GPU.0" where the list has one "GPU"."""
-    return not {device, device.removesuffix(".0")}.isdisjoint(core().available_devices)
+    """Whether OpenVINO runs on ``device``."""
+    return listed_as(device, core().available_devices) is not None
 
 
 def matmul_flops_per_s(device: str, precision: str, threads: int | None) -> float:

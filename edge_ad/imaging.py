@@ -131,8 +131,7 @@ def to_rgb(frame: NDArray[Any], color: Color | str, bits: int | None = None) -> 
         ColorError: unknown colour order.
         FrameError: rank, dtype or channels do not fit.
     """
-    eight, order = _eight_bits(frame, color, bits)
-    return eight if order == Color.RGB else _convert(eight, _TO_RGB[order])
+    return _rgb(*_eight_bits(frame, color, bits))
 
 
 def to_image(frame: NDArray[Any], color: Color | str, bits: int | None, size: Size) -> NDArray[np.uint8]:
@@ -142,8 +141,8 @@ def to_image(frame: NDArray[Any], color: Color | str, bits: int | None, size: Si
     """
     eight, order = _eight_bits(frame, color, bits)
     if order == Color.BGR and eight[:, :, 0].size > size[0] * size[1]:
-        return _convert(resize(eight, size), _TO_RGB[order])
-    return resize(eight if order == Color.RGB else _convert(eight, _TO_RGB[order]), size)
+        return _rgb(resize(eight, size), order)
+    return resize(_rgb(eight, order), size)
 
 
 def _eight_bits(frame: NDArray[Any], color: Color | str, bits: int | None) -> tuple[NDArray[np.uint8], Color]:
@@ -303,6 +302,10 @@ def _check_whole(path: Path, content: bytes) -> None:
         raise UnreadableImageError(f"{path}: not a JPEG, PNG, BMP or TIFF file, whatever its name says")
     if not whole:
         raise UnreadableImageError(f"{path}: the file is truncated; copy it again")
+
+
+def _rgb(eight: NDArray[np.uint8], order: Color) -> NDArray[np.uint8]:
+    return eight if order == Color.RGB else _convert(eight, _TO_RGB[order])
 
 
 def _convert(pixels: NDArray[np.uint8], code: int) -> NDArray[np.uint8]:

@@ -20,7 +20,7 @@ be raised.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -68,6 +68,17 @@ def split_device(device: str) -> tuple[str, tuple[str, ...]]:
     if policy not in ("AUTO", "HETERO", "MULTI") or (policy != "AUTO" and not colon):
         return "", (device,)
     return policy, tuple(names.split(",")) if colon else ()
+
+
+def listed_as(device: str, available: Collection[str]) -> str | None:
+    """A plain device's name among those ``available``, or None.
+
+    One GPU is listed as "GPU" and answers to "GPU.0"; of several, "GPU.0", "GPU.1", ..., "GPU" is the first.
+
+    >>> listed_as("GPU.0", ["CPU", "GPU"]), listed_as("GPU", ["GPU.0", "GPU.1"]), listed_as("GPU.1", ["GPU"])
+    ('GPU', 'GPU.0', None)
+    """
+    return next((name for name in (device, f"{device}.0", device.removesuffix(".0")) if name in available), None)
 
 
 def not_found(device: str, engine: str, available: Iterable[str]) -> DeviceNotFoundError:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edge_ad.bundle.graph_files import GraphFiles
 from edge_ad.errors import EdgeAdError, InferenceError, InputError, UnsupportedPrecisionError
-from edge_ad.runtime.devices import DeviceInfo, not_found, split_device
+from edge_ad.runtime.devices import DeviceInfo, listed_as, not_found, split_device
 from edge_ad.runtime.openvino_program import Constants, Program, make_program
 from edge_ad.runtime.processor import bf16_is_slow
 from edge_ad.runtime.session import ExecutionPrecision, Handle, Session, TensorSpec
@@ -86,7 +86,7 @@ class OpenvinoSession:
         self._request: ov.InferRequest | None = compiled.create_infer_request()
         self._weights = weights
         self._fed: dict[str, NDArray[Any] | Handle] = {}
-        self._handles: dict[str, Handle] = {}
+        self._handles: dict[str, tuple[tuple[int, tuple[int, ...]], Handle]] = {}  # with where each lies
         for name, tensor in brought.items():
             self._request.set_tensor(name, tensor)
 
@@ -122,10 +122,10 @@ class OpenvinoSession:
         tensor = request.get_tensor(name)
         if self.device != "CPU":  # elsewhere the host need not see where it lies
             return tensor
-        known = self._handles.get(name)
-        if known is None or _place(known) != _place(tensor):
-            self._handles[name] = tensor
-        return self._handles[name]
+        place = _place(tensor)
+        if name not in self._handles or self._handles[name][0] != place:
+            self._handles[name] = place, tensor
+        return self._handles[name][1]
 
     def fetch(self, handle: Handle) -> NDArray[Any]:
         """See `Session.fetch`."""
@@ -224,8 +224,7 @@ def _check_device(device: str) -> tuple[str, ...]:
         return parts
     available = core().available_devices
     for part in parts:
-        # One GPU is listed as "GPU" and answers to "GPU.0"; of several, "GPU.0", "GPU.1", ..., "GPU" is the first.
-        if part not in available and f"{part}.0" not in available and part.removesuffix(".0") not in available:
+        if listed_as(part, available) is None:
             raise not_found(device, ENGINE, available)
     return parts
 
