@@ -215,7 +215,7 @@ def _environment(report: BenchmarkReport) -> tuple[tuple[str, str], ...]:
         ("CPU quota", _number(machine.cpu_quota, "g", none="none")),
         ("inference threads", "the engine's choice" if threads is None else str(threads)),
         ("memory budget", report.config.memory_budget or "none"),
-        ("cache of compiled graphs", "the engine's own" if report.config.has_cache else "none"),
+        ("cache of compiled graphs", "asked for" if report.config.has_cache else "none"),
         ("governor", machine.governor or "unknown"),
         ("load average before", _number(machine.load_average, ".2f")),
         ("memory", _mib(machine.memory_bytes)),

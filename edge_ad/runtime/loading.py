@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -101,6 +102,9 @@ def open_detector(
     a CPU several are compiled at once, but not under a memory budget.
     """
     roi = read_roi(path, manifest)
+    if cache_dir is not None and memory_budget is None and (reason := _unwritable(cache_dir)):
+        _LOGGER.warning("%s: nothing can be written there (%s); compiled graphs are not kept", cache_dir, reason)
+        cache_dir = None
     reader = GraphReader(path, manifest, ahead=memory_budget is None)
     without_f32: dict[str, str] = {}
 
@@ -150,6 +154,16 @@ def open_detector(
     for name, instead in without_f32.items():
         _LOGGER.warning("%s has no f32 for graphs that rank best in it; they execute in %s", name, instead)
     return detector
+
+
+def _unwritable(folder: Path) -> str | None:
+    """Why no file can be made in ``folder``, which is made where it is missing; None where one can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def read_roi(path: Path, manifest: Manifest) -> Roi | None:

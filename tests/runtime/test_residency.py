@@ -226,3 +226,19 @@ def test_a_bundle_that_is_gone_is_a_fault_of_the_engine(tiny_bundle: Write, tmp_
 def test_one_head_for_all_tiles_takes_no_turns() -> None:
     graph = replace(_graph(5), files=(FileEntry("a", "", 3), FileEntry("b", "", 2)))
     assert turn_takers(None, [graph], 20) == []
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_done_without(
+    tiny_bundle: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    bundle = tiny_bundle()
+    with edge_ad.load(bundle, cache_dir=tmp_path / "file") as detector:
+        image = some_image(tiny_setup())[None]
+        scores = detector.raw(image).scores
+    (record,) = caplog.records
+    assert record.getMessage().endswith("(File exists); compiled graphs are not kept")
+    with edge_ad.load(bundle, cache_dir=tmp_path / "new") as detector:
+        np.testing.assert_array_equal(detector.raw(image).scores, scores)
+    assert list((tmp_path / "new").iterdir())
+    assert len(caplog.records) == 1
