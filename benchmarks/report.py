@@ -30,9 +30,7 @@ class Config:
     schedule: Schedule
     frame: str  # which image was fed, in words
     memory_budget: str | None = None  # as asked for; None: everything stays loaded
-    has_cache: bool = (
-        False  # a folder was named for graphs that the engine has compiled
-    )
+    has_cache: bool = False  # a folder was named for graphs that the engine has compiled
 
 
 @dataclass(frozen=True)
