@@ -182,6 +182,7 @@ class BareRun:
         self._steps = [
             _Step({"image": np.stack(batch), **features}, detector.heads[setup.model_of(location)])
             for location, batch, features in zip(setup.locations, tiles, windows, strict=True)
+            if location in detector.manifest.inspected
         ]
 
     def __call__(self) -> None:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from edge_ad.errors import InputError
 from edge_ad.imaging import encode_png, read_mask, resize_mask
-from edge_ad.tiling import Size
+from edge_ad.setups import ExtractorScope, Setup
+from edge_ad.tiling import Location, Size
 
 PAINT = (124, 116, 104)  # the mean colour of ImageNet, nothing to its networks. Another would change every verdict
 
@@ -43,6 +44,16 @@ class Roi:
     def png(self) -> bytes:
         """As a file that `read` reads: the same bytes for the same region."""
         return encode_png(self.inside.astype(np.uint8) * 255)
+
+    def blank_tiles(self, setup: Setup) -> tuple[Location, ...]:
+        """The tiles of which nothing is left, in grid order: models are shown the same on every image.
+
+        None where features are cut from the whole image: at a tile's edge they know what lies beyond it.
+        """
+        if setup.extractor_scope is ExtractorScope.IMAGE:
+            return ()
+        grid = setup.grid
+        return tuple(location for location in grid.locations if not self.inside[grid.window(location)].any())
 
     def paint(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A copy of ``images`` uint8 (N, H, W, 3) RGB, painted over outside of the region."""

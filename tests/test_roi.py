@@ -1,6 +1,7 @@
 """The region of interest: what lies outside changes nothing, from training to the line."""
 
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -8,12 +9,17 @@ import pytest
 from tiny_run import scene, tile_setup, tiny_model, tiny_run, write_images
 
 import edge_ad
+from edge_ad.benchmarks.protocol import BareRun
 from edge_ad.bundle.files import read_bundle
+from edge_ad.cli import main
 from edge_ad.data.layouts import read_dataset
-from edge_ad.errors import ChangedFileError, IncompleteRunError, InputError, RunMismatchError
+from edge_ad.errors import ChangedFileError, IncompleteRunError, InputError, ManifestError, RunMismatchError
 from edge_ad.exporters.export import ExportOptions, export_run
 from edge_ad.exporters.model_api import write_tile
 from edge_ad.roi import PAINT, Roi
+from edge_ad.runtime.loading import open_detector
+from edge_ad.setups import ExtractorScope
+from edge_ad.tiling import Location
 from edge_ad.training.detector import run_detector
 from edge_ad.training.run_folder import RunFolder
 from edge_ad.training.trainer import read_training_images, run_images, train
@@ -124,3 +130,93 @@ def test_a_run_without_one_looks_everywhere(tmp_path):
     with run_detector(run) as detector:
         plain, outside = detector.raw(image[None]), detector.raw(changed_outside(image)[None])
     assert plain.scores[0] != outside.scores[0]
+
+
+class Counted:
+    """A session that counts its runs."""
+
+    def __init__(self, session):
+        self.session = session
+        self.runs = 0
+
+    def __getattr__(self, name):
+        return getattr(self.session, name)
+
+    def run(self, feeds):
+        self.runs += 1
+        return self.session.run(feeds)
+
+
+THREE = tile_setup((32, 144), (32, 48))  # of which the region above leaves the last one blank
+REGION = np.pad(INSIDE, ((0, 0), (0, 48)))
+
+
+@pytest.fixture(scope="module")
+def with_blank_tile(tmp_path_factory):
+    """(run, bundle's folder) of `THREE`."""
+    folder = tmp_path_factory.mktemp("blank")
+    data = write_images(folder / "data" / "train" / "good", scene(12, THREE.image_size)).parents[1]
+    roi = Roi.read(write_roi(folder / "where.png", REGION), THREE.image_size)
+    images = read_training_images(
+        read_dataset(data, "mvtec", None), THREE, root=data, layout="mvtec", category=None, seed=0, roi=roi
+    )
+    run = train(tiny_model(THREE.tile_size, 1), THREE, images, folder / "run", seed=0)
+    export_run(run, images, folder / "bundle", ExportOptions())
+    return run, folder / "bundle"
+
+
+def test_tiles_of_which_nothing_is_left_are_blank():
+    assert Roi(REGION).blank_tiles(THREE) == ((0, 2),)
+    assert Roi(INSIDE).blank_tiles(SETUP) == ()
+    one_pixel = np.zeros_like(REGION)
+    one_pixel[0, 96] = True
+    assert Roi(one_pixel).blank_tiles(THREE) == ((0, 0), (0, 1))
+    # Features of the whole image know at a tile's edge what lies beyond it
+    assert Roi(REGION).blank_tiles(replace(THREE, extractor_scope=ExtractorScope.IMAGE)) == ()
+
+
+def test_a_blank_tile_is_run_once_and_changes_no_result(with_blank_tile):
+    run, path = with_blank_tile
+    manifest = read_bundle(path).manifest
+    assert manifest.blank_tiles == ((0, 2),)
+    images = scene(3, THREE.image_size, seed=9)
+    with open_detector(path, replace(manifest, blank_tiles=()), batch_size=2) as all_tiles:
+        expected = [all_tiles.raw(images[:2]), all_tiles.raw(images[2:])]
+    for first in (images[:2], images[2:]):  # a full batch, and half of one
+        with open_detector(path, manifest, batch_size=2) as detector:
+            head = Counted(detector.heads[Location(0, 2)])
+            detector.heads[Location(0, 2)] = head
+            detector.raw(first)
+            for raw, wanted in zip([detector.raw(images[:2]), detector.raw(images[2:])], expected, strict=True):
+                np.testing.assert_array_equal(raw.maps, wanted.maps)
+                np.testing.assert_array_equal(raw.tile_scores, wanted.tile_scores)
+            *_, (location, scores, maps) = detector.tiles(images[:2])
+            assert (location, scores.shape, maps.shape) == (Location(0, 2), (2,), (2, 32, 48))
+            assert head.runs == 1
+    with run_detector(run) as detector:
+        assert detector.manifest.blank_tiles == ((0, 2),)
+
+
+def test_a_blank_tile_costs_an_image_nothing(with_blank_tile, capsys):
+    _, path = with_blank_tile
+    manifest = read_bundle(path).manifest
+    shared, *heads = manifest.in_running_order
+    assert manifest.shared is shared
+    assert [manifest.runs_per_image(graph) for graph in (shared, *heads)] == [2, 1, 1, 0]
+    with open_detector(path, manifest) as detector:
+        detector.heads = {location: Counted(head) for location, head in detector.heads.items()}
+        BareRun(detector, scene(1, THREE.image_size))()
+        assert [head.runs for head in detector.heads.values()] == [1, 1, 0]
+    with pytest.raises(SystemExit):
+        main(["inspect", str(path)])
+    assert "roi.png; 1 of 3 tiles lie outside and are not run" in capsys.readouterr().out
+
+
+def test_a_tile_that_is_to_be_looked_at_cannot_be_called_blank(with_blank_tile):
+    _, path = with_blank_tile
+    manifest = read_bundle(path).manifest
+    wrong = replace(manifest, blank_tiles=((0, 1), (0, 2)))
+    with pytest.raises(ManifestError, match=r"blank_tiles: \[\(0, 1\)\] are to be looked at; export the bundle again"):
+        open_detector(path, wrong)
+    with pytest.raises(ManifestError, match=r"blank_tiles: \[\(0, 1\), \(0, 2\)\] are to be looked at"):
+        open_detector(path, replace(wrong, roi=None))

@@ -13,7 +13,7 @@ from typing import Any
 from edge_ad.errors import GeometryError, ManifestError, UnknownSchemaError
 from edge_ad.records import from_plain, to_plain
 from edge_ad.setups import ExtractorScope, Setup
-from edge_ad.tiling import FeatureAxes
+from edge_ad.tiling import FeatureAxes, Location
 
 SCHEMA_VERSION = 1
 
@@ -200,6 +200,7 @@ class Manifest:
     provenance: Provenance
     feature_axes: FeatureAxes = FeatureAxes.NCHW
     roi: FileEntry | None = None  # where to look: an image of the setup's size, see `edge_ad.roi`
+    blank_tiles: tuple[tuple[int, int], ...] = ()  # of which the region leaves nothing: run once, not on every image
 
     @property
     def shared(self) -> Graph | None:
@@ -216,12 +217,17 @@ class Manifest:
         """The extractor's graph, where there is one, then the heads'."""
         return (*([self.shared] if self.shared else []), *self.heads)
 
+    @property
+    def inspected(self) -> tuple[Location, ...]:
+        """The setup's locations but for `blank_tiles`: those that every image runs models for."""
+        return tuple(location for location in self.setup.locations if location not in self.blank_tiles)
+
     def runs_per_image(self, graph: Graph) -> int:
         """How often an image runs a graph: the extractor for what it is shown, a head for the tiles of its model."""
-        setup = self.setup
+        setup, inspected = self.setup, self.inspected
         if graph is self.shared:
-            return 1 if setup.extractor_scope is ExtractorScope.IMAGE else len(setup.locations)
-        return sum(setup.model_of(location) == graph.location for location in setup.locations)
+            return 1 if setup.extractor_scope is ExtractorScope.IMAGE else len(inspected)
+        return sum(setup.model_of(location) == graph.location for location in inspected)
 
     @property
     def flops_per_image(self) -> int:

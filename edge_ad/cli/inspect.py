@@ -61,7 +61,7 @@ def _show_summary(bundle: Path, manifest: Manifest) -> None:
             ("method", f"{method.name}, {method.backbone}" + (f" ({config})" if config else "")),
             ("setup", manifest.setup),
             ("tiles", repr(manifest.setup.grid)),
-            *([("region of interest", manifest.roi.path)] if manifest.roi else []),
+            *([("region of interest", _region(manifest.roi.path, manifest))] if manifest.roi else []),
             ("merge", f"{merge.score} of the tile scores, {seams}"),
             ("thresholds", f"{thresholds} (raw), scaled by {norm.stage}: {norm.rule}"),
             ("size", f"{cost['size_bytes'] / 1e6:.2f} MB = {parts} + golden {cost['golden_bytes'] / 1e6:.2f}"),
@@ -69,6 +69,11 @@ def _show_summary(bundle: Path, manifest: Manifest) -> None:
             ("operations", f"{cost['flops_per_image'] / 1e9:.2f} GFLOP per image"),
         ]
     )
+
+
+def _region(path: str, manifest: Manifest) -> str:
+    blank = len(manifest.blank_tiles)
+    return f"{path}; {blank} of {len(manifest.setup.grid)} tiles lie outside and are not run" if blank else path
 
 
 def _show_graphs(manifest: Manifest) -> None:

@@ -110,6 +110,7 @@ class Detector:
             self._padded = np.zeros((batch_size, *self.grid.padded_size, 3), np.uint8)
         self._scaled = np.zeros((batch_size, *self.grid.tile_size), np.float32)
         self._tile_scores = np.zeros((batch_size, len(self.grid)), np.float32)
+        self._blank: dict[Location, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}  # what `blank_tiles` gave
         self._merger = MapMerger(self.grid, (batch_size,))
         merge = manifest.merge
         has_seams = merge.seam_band > 0 and len(self.grid) > 1
@@ -383,6 +384,9 @@ class Detector:
             features = self._features_of(images)
             watch.lap("infer")
         for location in self.grid.locations:
+            if location in self._blank:
+                yield location, *self._blank[location]
+                continue
             feeds: dict[str, Any] = {"image": self._cut(images, location)} if self._cuts_tiles else {}
             if self._windows and features:
                 feeds |= self._windows.cut(features, location)
@@ -390,6 +394,10 @@ class Detector:
             scores, maps = self._infer(feeds, location)
             watch.lap("infer")
             self._check_finite(scores[: len(images)], location)
+            if location in self.manifest.blank_tiles:
+                self._check_finite(maps[:1], location)
+                scores, maps = (np.broadcast_to(each[:1].copy(), each.shape) for each in (scores, maps))
+                self._blank[location] = scores, maps
             yield location, scores, maps
 
     def _run_whole(

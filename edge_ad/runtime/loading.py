@@ -12,7 +12,7 @@ from pathlib import Path
 from edge_ad.bundle.files import check_unchanged, read_bundle
 from edge_ad.bundle.graph_reader import GraphReader
 from edge_ad.bundle.manifest import Graph, Manifest
-from edge_ad.errors import UnsupportedPrecisionError
+from edge_ad.errors import ManifestError, UnsupportedPrecisionError
 from edge_ad.records import from_plain
 from edge_ad.roi import Roi
 from edge_ad.runtime.detector import Detector
@@ -172,8 +172,13 @@ def read_roi(path: Path, manifest: Manifest) -> Roi | None:
     Raises:
         ChangedFileError: the file is not the one that ``manifest`` names.
         UnreadableImageError, InputError: see `Roi.read`.
+        ManifestError: tiles that the region shows are called blank: no defect would be seen there.
     """
-    if manifest.roi is None:
-        return None
-    check_unchanged(path, [manifest.roi])
-    return Roi.read(path / manifest.roi.path, manifest.setup.image_size)
+    roi = None
+    if manifest.roi is not None:
+        check_unchanged(path, [manifest.roi])
+        roi = Roi.read(path / manifest.roi.path, manifest.setup.image_size)
+    blank = roi.blank_tiles(manifest.setup) if roi else ()
+    if wrong := [tile for tile in manifest.blank_tiles if tile not in blank]:
+        raise ManifestError(f"manifest.json.blank_tiles: {wrong} are to be looked at; export the bundle again")
+    return roi

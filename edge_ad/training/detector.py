@@ -54,7 +54,7 @@ def run_detector(
 
 def run_manifest(run: RunFolder, normalisation: Normalisation) -> Manifest:
     """The part of a bundle's manifest that a run decides; graphs, golden images and parity are the exporter's."""
-    settings = run.settings
+    settings, roi = run.settings, run.roi()
     return Manifest(
         schema_version=SCHEMA_VERSION,
         format=Format.OPENVINO,
@@ -69,6 +69,7 @@ def run_manifest(run: RunFolder, normalisation: Normalisation) -> Manifest:
         parity=(),
         parity_tolerance=0.0,
         feature_axes=method_class(settings.method).feature_axes,
+        blank_tiles=roi.blank_tiles(settings.setup) if roi else (),
         provenance=Provenance(
             created_utc=_now().isoformat(timespec="seconds"),
             versions=_versions(),

@@ -77,6 +77,7 @@ MANIFEST = Manifest(
     parity_tolerance=0.25,
     provenance=Provenance("2026-01-02T03:04:05+00:00", {"edge-ad": "0.1.0"}, 7, "ab" * 32, 59, "timm"),
     feature_axes=FeatureAxes.NHWC,
+    blank_tiles=((0, 1),),
 )
 
 
@@ -100,7 +101,15 @@ def test_a_manifest_of_before_feature_axes_means_channels_first() -> None:
     assert Manifest.from_json(plain) == replace(MANIFEST, feature_axes=FeatureAxes.NCHW)
 
 
+def test_a_manifest_of_before_blank_tiles_has_none() -> None:
+    plain = json.loads(GOLDEN.read_text())
+    del plain["blank_tiles"]
+    assert Manifest.from_json(plain) == replace(MANIFEST, blank_tiles=())
+
+
 def test_derived_parts() -> None:
+    assert MANIFEST.inspected == ((0, 0),)
+    assert [MANIFEST.runs_per_image(graph) for graph in MANIFEST.graphs] == [1, 1, 0]
     assert MANIFEST.shared == MANIFEST.graphs[0]
     assert [head.location for head in MANIFEST.heads] == [(0, 0), (0, 1)]
     assert [file.path for file in MANIFEST.files][-3:] == [
