@@ -28,6 +28,8 @@ from edge_ad.bundle.manifest import ScoreMerge
 from edge_ad.experiment.config import Variant
 from edge_ad.experiment.record import Outcome, Record
 from edge_ad.experiment.store import Store
+from edge_ad.methods import method_class
+from edge_ad.methods.gradient import GradientModel
 from edge_ad.setups import SETUPS
 
 PAGES = tuple(Path(__file__).with_name(name) for name in ("results.md", "performance.md"))
@@ -53,10 +55,11 @@ def aupro(outcome: Outcome) -> float | None:
 
 def table(records: Sequence[Record]) -> str:
     """A row per method and setup, setups in the paper's order."""
-    header = ("method", "setup", "seeds", *SETS.values(), "mean", "int8: mean", "drop", "training, s")
-    lines = [_row(header), _row(["---", "---", *("---:" for _ in header[2:])])]
-    lines += [_row(_cells(method, setup, of_row)) for method, setup, of_row in _rows(records)]
-    return "\n".join(lines)
+    header = ("method", "setup", "steps", "seeds", *SETS.values(), "mean", "int8: mean", "drop", "training, s")
+    rows = [header, *(tuple(_cells(method, setup, of_row)) for method, setup, of_row in _rows(records))]
+    if all(row[2] == "-" for row in rows[1:]):  # nothing here is trained by steps
+        rows = [(*row[:2], *row[3:]) for row in rows]
+    return "\n".join([_row(rows[0]), _row(["---", "---", *("---:" for _ in rows[0][2:])]), *map(_row, rows[1:])])
 
 
 def recall(outcome: Outcome) -> float | None:
@@ -138,17 +141,19 @@ def ratios(folder: Path) -> str:
 def _rows(records: Sequence[Record]) -> Iterable[tuple[str, str, list[Record]]]:
     """Methods and setups, the latter in the paper's order and others behind them, with their records.
 
-    Another merge of tiles' scores than their mean stands behind the setup.
+    Another merge of tiles' scores than the mean stands behind the setup, one of several backbones behind the method.
     """
     places = {setup: place for place, setup in enumerate(SETUPS)}
-    rows: dict[tuple[str, int, str, ScoreMerge], list[Record]] = {}
+    rows: dict[tuple[str, str, int, str, ScoreMerge], list[Record]] = {}
     for record in records:
         known = record.identity
         place = places.get(known.setup, len(places))
-        rows.setdefault((known.method, place, known.setup, known.score_merge), []).append(record)
-    for key in sorted(rows, key=lambda row: (*row[:3], row[3] is not ScoreMerge.MEAN)):
-        method, _, setup, merge = key
-        yield method, setup if merge is ScoreMerge.MEAN else f"{setup}, {merge}", rows[key]
+        rows.setdefault((known.method, known.backbone, place, known.setup, known.score_merge), []).append(record)
+    several = len({record.identity.backbone for record in records}) > 1
+    for key in sorted(rows, key=lambda row: (*row[:4], row[4] is not ScoreMerge.MEAN)):
+        method, backbone, _, setup, merge = key
+        of_backbone = f"{method}, {backbone}" if several else method
+        yield of_backbone, setup if merge is ScoreMerge.MEAN else f"{setup}, {merge}", rows[key]
 
 
 def values(records: Sequence[Record], name: str, variant: Variant, measure: Measure) -> dict[int, float]:
@@ -180,7 +185,7 @@ def _cells(method: str, setup: str, records: Sequence[Record]) -> Iterable[str]:
 
     seeds = {record.identity.seed for record in records}
     seconds = [r.outcome.training_s for r in records if r.outcome and r.outcome.training_s is not None]
-    yield from (method, setup, str(len(seeds)))
+    yield from (method, setup, _schedule(records), str(len(seeds)))
     for name in SETS:
         yield _pair(
             *(_spread(list(values(records, name, Variant.TORCH, measure).values())) for measure in (auroc, aupro))
@@ -189,6 +194,18 @@ def _cells(method: str, setup: str, records: Sequence[Record]) -> Iterable[str]:
         yield _pair(over_sets(variant, auroc), over_sets(variant, aupro))
     yield drop()
     yield f"{fmean(seconds):.0f}" if seconds else "-"
+
+
+def _schedule(records: Sequence[Record]) -> str:
+    """Steps of how many tiles each, where a method is trained by steps."""
+    method = method_class(records[0].identity.method)
+    if not issubclass(method, GradientModel):
+        return "-"
+    found = set()
+    for given in (record.settings["parameters"] for record in records):
+        preset = method.schedules[given.get("schedule", method.default_schedule)]
+        found.add(f"{given.get('steps', preset.steps)} x {given.get('batch_size', preset.batch_size)}")
+    return ", ".join(sorted(found))
 
 
 def _drops(records: Sequence[Record]) -> NDArray[np.float64]:
