@@ -32,6 +32,7 @@ from edge_ad.bundle.manifest import (
     Parity,
     Precision,
     Role,
+    Scale,
 )
 from edge_ad.exporters import onnx_graph, openvino_ir
 from edge_ad.exporters.parity import (
@@ -49,6 +50,7 @@ from edge_ad.progress import Progress, no_progress
 from edge_ad.runtime.loading import open_detector
 from edge_ad.runtime.session import ExecutionPrecision, Session
 from edge_ad.runtime.sessions import open_session
+from edge_ad.runtime.verify import coarse_map
 from edge_ad.tiling import FeatureAxes, Location
 from edge_ad.training.calibration import fit_normalisation
 from edge_ad.training.detector import RAW, run_detector, run_manifest
@@ -326,19 +328,30 @@ def _prove(
     progress(3, 3, "parity")
     return replace(
         manifest,
-        golden=_golden(stage, probes, exported, len(normal)),
+        golden=_golden(stage, probes, [outputs for outputs, _ in results.values()], len(normal), norm.map),
         parity=tuple(parity for _, parity in results.values()),
         parity_tolerance=_verify_tolerance(results, manifest),
     )
 
 
-def _golden(stage: Path, probes: NDArray[np.uint8], exported: RawOutputs, normal: int) -> tuple[Golden, ...]:
+def _golden(
+    stage: Path, probes: NDArray[np.uint8], outputs: Sequence[RawOutputs], normal: int, scale: Scale
+) -> tuple[Golden, ...]:
+    """The first normal one of ``probes`` and the defective one of highest score, as the first of ``outputs`` has them.
+
+    Their maps may be off elsewhere as `_verify_tolerance` says of scores.
+    """
     (stage / "golden").mkdir()
+    exact = outputs[0]
     golden = []
-    for label, index in (("normal", 0), ("anomalous", normal + int(exported.scores[normal:].argmax()))):
+    for label, index in (("normal", 0), ("anomalous", normal + int(exact.scores[normal:].argmax()))):
         relative = f"golden/{label}.png"
         (stage / relative).write_bytes(encode_png(probes[index]))
-        golden.append(Golden(label, file_entry(stage, relative), float(exported.scores[index])))
+        means, *others = (coarse_map(each.maps[index]) for each in outputs)
+        moved = max((float(np.abs(other - means).max()) for other in others), default=0.0)
+        tolerance = max(VERIFY_TOLERANCE * (scale.threshold - scale.low), 2 * moved)
+        raw_map = tuple(float(mean) for mean in means)
+        golden.append(Golden(label, file_entry(stage, relative), float(exact.scores[index]), raw_map, tolerance))
     return tuple(golden)
 
 

@@ -61,6 +61,7 @@ class NormalisationStage(StrEnum):
     NONE = "none"  # values stay raw
 
 
+GOLDEN_CELLS = 8  # along either side of a golden image's map
 FILES_PER_GRAPH = {Format.OPENVINO: 2, Format.ONNX: 1}  # at most: an IR and its constants; all in one
 
 
@@ -139,11 +140,13 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Golden:
-    """An image with its raw image score as the exporter computed it with this bundle's own graphs."""
+    """An image with what the exporter computed of it in float32 with this bundle's own graphs: raw score and map."""
 
     label: str  # "normal" or "anomalous"
     file: FileEntry
     raw_score: float
+    raw_map: tuple[float, ...] = ()  # its means over `GOLDEN_CELLS` x `GOLDEN_CELLS` areas, row by row; () is unchecked
+    map_tolerance: float = 0.0  # how far such a mean may be off elsewhere, raw
 
 
 @dataclass(frozen=True)
@@ -306,6 +309,8 @@ class Manifest:
                 f"manifest.json: expected 1 to {FILES_PER_GRAPH[self.format]} files per {self.format} graph, "
                 f"but got {sorted({len(graph.files) for graph in self.graphs})}"
             )
+        if wrong := [len(golden.raw_map) for golden in self.golden if len(golden.raw_map) not in (0, GOLDEN_CELLS**2)]:
+            raise ManifestError(f"manifest.json.golden: expected {GOLDEN_CELLS**2} values of a map, but got {wrong[0]}")
         if (self.input.color, self.input.resize) != ("rgb", "area"):
             raise ManifestError(f"manifest.json.input: expected color rgb and resize area, but got {self.input}")
         if not (0 < self.merge.seam_sigma_px <= SEAM_MAX_PX and 0 <= self.merge.seam_band <= 1):

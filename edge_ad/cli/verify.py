@@ -21,8 +21,8 @@ from edge_ad.runtime.verify import verify_bundle
 def command(bundle: Path, device: str, precision: str, require_signature: Path | None) -> None:
     """Prove that a bundle is unchanged and computes what it should.
 
-    Every file's SHA-256 is compared with the manifest; then the golden images run on the device, and their scores must
-    be those recorded at export. Exit code 2: the bundle was changed; 3: it computes something else here.
+    Every file's SHA-256 is compared with the manifest; then the golden images run on the device, and their scores and
+    maps must be those recorded at export. Exit code 2: the bundle was changed; 3: it computes something else here.
     """
     found = read_bundle(bundle, require_signature=require_signature)
     files = found.manifest.files

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_ad.bundle.files import Bundle
-from edge_ad.bundle.manifest import Golden
+from edge_ad.bundle.manifest import GOLDEN_CELLS, Golden
 from edge_ad.errors import VerificationError
-from edge_ad.imaging import read_image
+from edge_ad.imaging import read_image, resize
 from edge_ad.runtime.detector import Detector
 
 
 @dataclass(frozen=True)
 class Check:
-    """One golden image.
+    """What one golden image gave: its score, or its map where that is furthest off.
 
     Attributes:
-        label: "normal" or "anomalous".
-        expected, got: raw image scores, of the exporter and of this device.
-        error: their distance in units of ``threshold - low`` of the score scale.
+        label: "normal score", "anomalous map".
+        expected, got: raw values, of the exporter and of this device.
+        error: their distance in units of ``threshold - low`` of the scale of scores, or of maps.
         tolerance: largest error allowed.
     """
 
@@ -34,23 +38,29 @@ class Check:
         return self.error <= self.tolerance
 
 
-def verify_bundle(detector: Detector, bundle: Bundle) -> list[Check]:
-    """Run the golden images and compare their raw scores with those recorded at export.
+def coarse_map(raw_map: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Means of ``raw_map`` (H, W) over `GOLDEN_CELLS` x `GOLDEN_CELLS` areas, row by row: (`GOLDEN_CELLS` ** 2,)."""
+    return resize(raw_map, (GOLDEN_CELLS, GOLDEN_CELLS)).ravel()
 
-    A score may differ by ``parity_tolerance`` of the way from ``low`` to ``threshold``. The scores were recorded in
-    float32 and the exporter widens the tolerance to what it saw in its device's default precision; in a precision it
-    did not run (`Manifest.parity` lists them) a failure may be that precision's rounding and not a fault.
+
+def verify_bundle(detector: Detector, bundle: Bundle) -> list[Check]:
+    """Run the golden images and compare their raw scores and maps with those recorded at export.
+
+    A score may differ by ``parity_tolerance`` of the way from ``low`` to ``threshold``, a map's means by the image's
+    ``map_tolerance``. They were recorded in float32, and the exporter widens tolerances to what it saw in its device's
+    default precision; in a precision it did not run (`Manifest.parity` lists them) a failure may be that precision's
+    rounding and not a fault. Bundles of before maps were recorded verify scores alone.
 
     Args:
         detector: made from ``bundle``, with the bundle's own score merge.
 
     Raises:
-        VerificationError: a score differs by more, or the bundle has no golden images.
+        VerificationError: a score or a map differs by more, or the bundle has no golden images.
     """
     manifest = bundle.manifest
     if not manifest.golden:
         raise VerificationError(f"{bundle.path} has no golden images to verify with; export it again")
-    checks = [_check(detector, bundle, golden) for golden in manifest.golden]
+    checks = [check for golden in manifest.golden for check in _checks(detector, bundle, golden)]
     failed = [check for check in checks if not check.passed]
     if failed:
         numbers = "; ".join(
@@ -60,15 +70,26 @@ def verify_bundle(detector: Detector, bundle: Bundle) -> list[Check]:
         )
         recorded = ", ".join(parity.execution_precision for parity in manifest.parity) or "none"
         raise VerificationError(
-            f"on {detector.device} in {detector.precision} (exporter's: {recorded}) golden scores differ: {numbers}; "
+            f"on {detector.device} in {detector.precision} (exporter's: {recorded}) golden images differ: {numbers}; "
             "try --precision f32, or export for this device"
         )
     return checks
 
 
-def _check(detector: Detector, bundle: Bundle, golden: Golden) -> Check:
-    image = read_image(bundle.file(golden.file))
-    got = float(detector.raw(image[None]).scores[0])
-    scale = bundle.manifest.normalisation.score
-    error = abs(got - golden.raw_score) / (scale.threshold - scale.low)
-    return Check(golden.label, golden.raw_score, got, error, bundle.manifest.parity_tolerance)
+def _checks(detector: Detector, bundle: Bundle, golden: Golden) -> Iterator[Check]:
+    norm = bundle.manifest.normalisation
+    raw = detector.raw(read_image(bundle.file(golden.file))[None])
+    got, unit = float(raw.scores[0]), norm.score.threshold - norm.score.low
+    error = abs(got - golden.raw_score) / unit
+    yield Check(f"{golden.label} score", golden.raw_score, got, error, bundle.manifest.parity_tolerance)
+    if golden.raw_map:
+        means, unit = coarse_map(raw.maps[0]), norm.map.threshold - norm.map.low
+        errors = np.abs(means - golden.raw_map)
+        worst = int(errors.argmax())
+        yield Check(
+            f"{golden.label} map",
+            golden.raw_map[worst],
+            float(means[worst]),
+            float(errors[worst]) / unit,
+            golden.map_tolerance / unit,
+        )

@@ -70,7 +70,7 @@ MANIFEST = Manifest(
         Graph(Role.HEAD, (0, 1), Precision.FP16, (_entry("graphs/r00_c01.xml", 37),), True, 41, 43),
     ),
     golden=(
-        Golden("normal", _entry("golden/normal.png", 47), 0.375),
+        Golden("normal", _entry("golden/normal.png", 47), 0.375, (0.5,) * 64, 0.0625),
         Golden("anomalous", _entry("golden/anomalous.png", 53), 0.875),
     ),
     parity=(Parity("f32", "CPU", 8, 0.001, 0.002, 0.003, 0.99, 0),),
@@ -99,6 +99,13 @@ def test_a_manifest_of_before_feature_axes_means_channels_first() -> None:
     plain = json.loads(GOLDEN.read_text())
     del plain["feature_axes"]
     assert Manifest.from_json(plain) == replace(MANIFEST, feature_axes=FeatureAxes.NCHW)
+
+
+def test_a_manifest_of_before_golden_maps_has_none() -> None:
+    plain = json.loads(GOLDEN.read_text())
+    for golden in plain["golden"]:
+        del golden["raw_map"], golden["map_tolerance"]
+    assert [(golden.raw_map, golden.map_tolerance) for golden in Manifest.from_json(plain).golden] == [((), 0.0)] * 2
 
 
 def test_a_manifest_of_before_blank_tiles_has_none() -> None:
@@ -145,6 +152,7 @@ def _with(new: Any, *path: Any) -> Callable[[Any], None]:
         (_with(1, "surprise"), "manifest.json: unknown surprise"),
         (_with(1, "merge", "surprise"), "manifest.json.merge: unknown surprise"),
         (_with("0.1", "parity_tolerance"), "manifest.json.parity_tolerance: expected float, but got '0.1'"),
+        (_with([0.5], "golden", 0, "raw_map"), "manifest.json.golden: expected 64 values of a map, but got 1"),
         (_with(True, "graphs", 0, "flops"), "manifest.json.graphs[0].flops: expected int, but got True"),
         (_with(1, "graphs", 1, "keep_f32"), "manifest.json.graphs[1].keep_f32: expected bool, but got 1"),
         (_with([0], "graphs", 1, "location"), "manifest.json.graphs[1].location: expected 2 items, but got 1"),

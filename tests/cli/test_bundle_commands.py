@@ -32,7 +32,7 @@ def test_verify_finds_another_result(run, tiny_bundle):
     assert code == 3
     assert "verified" not in out
     assert err.startswith("error: on CPU in ")
-    assert "anomalous: expected" in err
+    assert "anomalous score: expected" in err
 
 
 def test_verify_finds_a_changed_file(run, tiny_bundle):

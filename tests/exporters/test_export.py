@@ -69,10 +69,13 @@ def test_a_bundle_is_whole_and_proves_itself(kind, bundle_of, trained):
     assert manifest.provenance.data_digest == images.source.digest
     for precision in ("auto", "f32"):
         with edge_ad.load(bundle.path, precision=precision) as detector:
-            assert [check.passed for check in verify_bundle(detector, bundle)] == [True, True]
+            checks = verify_bundle(detector, bundle)
+            assert [check.label.split()[1] for check in checks] == ["score", "map"] * 2
+            assert all(check.passed for check in checks)
     normal, anomalous = manifest.golden
     assert (normal.label, anomalous.label) == ("normal", "anomalous")
     assert normal.raw_score < anomalous.raw_score
+    assert max(anomalous.raw_map) > max(normal.raw_map)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)

@@ -4,14 +4,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tiny_bundle import tiny_manifest
 
 import edge_ad
 from edge_ad.bundle.files import Bundle, read_bundle
 from edge_ad.bundle.manifest import Format
 from edge_ad.errors import VerificationError
-from edge_ad.runtime.verify import verify_bundle
+from edge_ad.imaging import read_image
+from edge_ad.runtime.verify import coarse_map, verify_bundle
 
 Write = Callable[..., Path]
 
@@ -21,8 +24,40 @@ def test_a_good_bundle_proves_itself(tiny_bundle: Write, graph_format: Format) -
     bundle = read_bundle(tiny_bundle(graph_format=graph_format))
     with edge_ad.load(bundle.path, precision="f32") as detector:
         checks = verify_bundle(detector, bundle)
-    assert [check.label for check in checks] == ["normal", "anomalous"]
+    assert [check.label for check in checks] == ["normal score", "anomalous score"]
     assert all(check.passed and check.error < 1e-6 and check.tolerance == 0.01 for check in checks)
+
+
+def with_maps(bundle: Bundle, maps: NDArray[np.float32], tolerance: float) -> Bundle:
+    """``bundle`` whose golden images gave ``maps`` (2, H, W)."""
+    golden = tuple(
+        replace(each, raw_map=tuple(coarse_map(raw_map).tolist()), map_tolerance=tolerance)
+        for each, raw_map in zip(bundle.manifest.golden, maps, strict=True)
+    )
+    return replace(bundle, manifest=replace(bundle.manifest, golden=golden))
+
+
+def test_a_coarse_map_is_the_means_of_areas() -> None:
+    raw_map = np.random.default_rng(0).normal(size=(32, 48)).astype(np.float32)
+    means = raw_map.reshape(8, 4, 8, 6).mean((1, 3)).ravel()
+    np.testing.assert_allclose(coarse_map(raw_map), means, rtol=1e-5, atol=1e-6)
+
+
+def test_a_map_at_another_place_is_found_though_its_score_is_right(tiny_bundle: Write) -> None:
+    bundle = read_bundle(tiny_bundle())
+    images = [read_image(bundle.file(golden.file)) for golden in bundle.manifest.golden]
+    with edge_ad.load(bundle.path, precision="f32") as detector:
+        maps = np.concatenate([detector.raw(image[None]).maps for image in images])
+        scale = bundle.manifest.normalisation.map
+        checks = verify_bundle(detector, with_maps(bundle, maps, 0.04))
+        assert [check.label for check in checks][1::2] == ["normal map", "anomalous map"]
+        assert all(check.error < 1e-6 for check in checks)
+        assert checks[1].tolerance == pytest.approx(0.04 / (scale.threshold - scale.low))
+        verify_bundle(detector, with_maps(bundle, maps + 0.039, 0.04))
+        with pytest.raises(VerificationError, match=r"normal map: .* off by 0.051 of the scale \(at most 0.05"):
+            verify_bundle(detector, with_maps(bundle, maps + 0.041, 0.04))
+        with pytest.raises(VerificationError, match="differ: anomalous map: expected"):
+            verify_bundle(detector, with_maps(bundle, np.stack([maps[0], maps[1, :, ::-1]]), 0.04))
 
 
 def _shifted(bundle: Bundle, by: float) -> Bundle:
@@ -38,7 +73,7 @@ def test_the_tolerance_is_of_the_scale(tiny_bundle: Write) -> None:
         assert verify_bundle(detector, _shifted(bundle, 0.009))[1].error == pytest.approx(0.009, rel=1e-3)
         with pytest.raises(
             VerificationError,
-            match=r"on CPU in f32 \(exporter's: f32\) golden scores differ: anomalous: expected 0.9035, "
+            match=r"on CPU in f32 \(exporter's: f32\) golden images differ: anomalous score: expected 0.9035, "
             r"but got 0.8925, off by 0.011 of the scale \(at most 0.01\)",
         ):
             verify_bundle(detector, _shifted(bundle, 0.011))
