@@ -55,7 +55,7 @@ def aupro(outcome: Outcome) -> float | None:
 
 def table(records: Sequence[Record]) -> str:
     """A row per method and setup, setups in the paper's order."""
-    header = ("method", "setup", "steps", "seeds", *SETS.values(), "mean", "int8: mean", "drop", "training, s")
+    header = ("method", "setup", "steps", "seeds", *SETS.values(), "mean", "int8: mean", "drop", "MB", "training, s")
     rows = [header, *(tuple(_cells(method, setup, of_row)) for method, setup, of_row in _rows(records))]
     if all(row[2] == "-" for row in rows[1:]):  # nothing here is trained by steps
         rows = [(*row[:2], *row[3:]) for row in rows]
@@ -184,7 +184,9 @@ def _cells(method: str, setup: str, records: Sequence[Record]) -> Iterable[str]:
         return f"{drawn[0]:+.1f} ({low:+.1f} to {high:+.1f})"
 
     seeds = {record.identity.seed for record in records}
-    seconds = [r.outcome.training_s for r in records if r.outcome and r.outcome.training_s is not None]
+    outcomes = [record.outcome for record in records if record.outcome]
+    sizes = [each.size_bytes / 1e6 for each in outcomes if each.size_bytes is not None]  # torch has no bundle
+    seconds = [each.training_s for each in outcomes if each.training_s is not None]
     yield from (method, setup, _schedule(records), str(len(seeds)))
     for name in SETS:
         yield _pair(
@@ -193,7 +195,8 @@ def _cells(method: str, setup: str, records: Sequence[Record]) -> Iterable[str]:
     for variant in (Variant.TORCH, Variant.INT8):
         yield _pair(over_sets(variant, auroc), over_sets(variant, aupro))
     yield drop()
-    yield f"{fmean(seconds):.0f}" if seconds else "-"
+    for measured in (sizes, seconds):
+        yield f"{fmean(measured):.0f}" if measured else "-"
 
 
 def _schedule(records: Sequence[Record]) -> str:

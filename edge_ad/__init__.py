@@ -12,19 +12,34 @@ from edge_ad import errors
 from edge_ad.tiling import TileGrid
 
 if TYPE_CHECKING:
+    from edge_ad.runtime.capture import Frame
     from edge_ad.runtime.detector import Detector
     from edge_ad.runtime.faults import FaultPolicy
     from edge_ad.runtime.loading import load
     from edge_ad.runtime.result import Result, Verdict
+    from edge_ad.runtime.stream import Stream
 
 __version__ = "0.1.0"
-__all__ = ["Detector", "FaultPolicy", "Result", "TileGrid", "Verdict", "__version__", "errors", "load"]
+__all__ = [
+    "Detector",
+    "FaultPolicy",
+    "Frame",
+    "Result",
+    "Stream",
+    "TileGrid",
+    "Verdict",
+    "__version__",
+    "errors",
+    "load",
+]
 
 _LAZY = {
     "load": "edge_ad.runtime.loading",
     "Detector": "edge_ad.runtime.detector",
     "FaultPolicy": "edge_ad.runtime.faults",
+    "Frame": "edge_ad.runtime.capture",
     "Result": "edge_ad.runtime.result",
+    "Stream": "edge_ad.runtime.stream",
     "Verdict": "edge_ad.runtime.result",
 }
 

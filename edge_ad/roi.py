@@ -1,7 +1,8 @@
 """The region of interest: where in the image to look. What lies outside is painted over before any model sees it.
 
 Models are trained on images painted alike, so that to them a fixture that moves or a window behind the part is the same
-flat grey on every image: nothing there can raise an alarm, whatever a method makes of its map.
+flat grey on every image. Nothing there can raise an alarm, whatever a method makes of flat grey: tiles that show
+nothing else are not run and have no part in the score, and the map is as low outside as at its lowest place inside.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from numpy.typing import NDArray
 
 from edge_ad.errors import InputError
 from edge_ad.imaging import encode_png, read_mask, resize_mask
-from edge_ad.setups import ExtractorScope, Setup
-from edge_ad.tiling import Location, Size
+from edge_ad.tiling import Location, Size, TileGrid
 
 PAINT = (124, 116, 104)  # the mean colour of ImageNet, nothing to its networks. Another would change every verdict
 
@@ -45,15 +45,14 @@ class Roi:
         """As a file that `read` reads: the same bytes for the same region."""
         return encode_png(self.inside.astype(np.uint8) * 255)
 
-    def blank_tiles(self, setup: Setup) -> tuple[Location, ...]:
-        """The tiles of which nothing is left, in grid order: models are shown the same on every image.
-
-        None where features are cut from the whole image: at a tile's edge they know what lies beyond it.
-        """
-        if setup.extractor_scope is ExtractorScope.IMAGE:
-            return ()
-        grid = setup.grid
+    def blank_tiles(self, grid: TileGrid) -> tuple[Location, ...]:
+        """The tiles of which nothing is left, in grid order: they need not be run."""
         return tuple(location for location in grid.locations if not self.inside[grid.window(location)].any())
+
+    def quieten(self, maps: NDArray[np.float32]) -> None:
+        """Give ``maps`` (N, H, W), in place, the lowest value of their inside everywhere outside."""
+        lowest = maps.min(axis=(1, 2), where=self.inside, initial=np.inf)
+        np.copyto(maps, lowest[:, None, None], where=~self.inside)
 
     def paint(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A copy of ``images`` uint8 (N, H, W, 3) RGB, painted over outside of the region."""

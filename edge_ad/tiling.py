@@ -12,7 +12,7 @@ is removed after merging. Overlaps are averaged pixel by pixel.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -259,14 +259,18 @@ class MapMerger:
     Args:
         grid: the tile plan.
         batch_shape: leading axes of every map, ``()`` for one image, ``(B,)`` for a batch.
+        skipped: tiles whose maps will not come: they count as 0 in the average.
     """
 
-    def __init__(self, grid: TileGrid, batch_shape: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, grid: TileGrid, batch_shape: tuple[int, ...] = (), skipped: Collection[tuple[int, int]] = ()
+    ) -> None:
         self.grid = grid
         self._total = np.zeros((*batch_shape, *grid.padded_size), np.float32)
         self._inside = self._total[..., : grid.image_size[0], : grid.image_size[1]]
         weight = _reciprocal_coverage(grid)
         self._weight = weight if (weight != 1).any() else None  # None: nothing overlaps
+        self._expected = np.array([location not in skipped for location in grid.locations])
         self._touched = np.zeros(len(grid), bool)
 
     def add(self, location: Location, tile_map: NDArray[Any]) -> None:
@@ -286,8 +290,8 @@ class MapMerger:
         Raises:
             GeometryError: a tile is missing.
         """
-        if not self._touched.all():
-            missing = [self.grid.locations[i].name for i in np.flatnonzero(~self._touched)]
+        missing = [self.grid.locations[i].name for i in np.flatnonzero(self._expected & ~self._touched)]
+        if missing:
             raise GeometryError(f"no map was added for tile {', '.join(missing)}")
         self._touched[:] = False
         return self._inside.copy() if self._weight is None else self._inside * self._weight

@@ -11,15 +11,17 @@ from tiny_run import scene, tile_setup, tiny_model, tiny_run, write_images
 import edge_ad
 from edge_ad.benchmarks.protocol import BareRun
 from edge_ad.bundle.files import read_bundle
+from edge_ad.bundle.manifest import NormalisationStage
 from edge_ad.cli import main
 from edge_ad.data.layouts import read_dataset
 from edge_ad.errors import ChangedFileError, IncompleteRunError, InputError, ManifestError, RunMismatchError
 from edge_ad.exporters.export import ExportOptions, export_run
 from edge_ad.exporters.model_api import write_tile
 from edge_ad.roi import PAINT, Roi
+from edge_ad.runtime import overlay
 from edge_ad.runtime.loading import open_detector
-from edge_ad.setups import ExtractorScope
 from edge_ad.tiling import Location
+from edge_ad.training.calibration import fit_normalisation
 from edge_ad.training.detector import run_detector
 from edge_ad.training.run_folder import RunFolder
 from edge_ad.training.trainer import read_training_images, run_images, train
@@ -166,35 +168,55 @@ def with_blank_tile(tmp_path_factory):
 
 
 def test_tiles_of_which_nothing_is_left_are_blank():
-    assert Roi(REGION).blank_tiles(THREE) == ((0, 2),)
-    assert Roi(INSIDE).blank_tiles(SETUP) == ()
+    assert Roi(REGION).blank_tiles(THREE.grid) == ((0, 2),)
+    assert Roi(INSIDE).blank_tiles(SETUP.grid) == ()
     one_pixel = np.zeros_like(REGION)
     one_pixel[0, 96] = True
-    assert Roi(one_pixel).blank_tiles(THREE) == ((0, 0), (0, 1))
-    # Features of the whole image know at a tile's edge what lies beyond it
-    assert Roi(REGION).blank_tiles(replace(THREE, extractor_scope=ExtractorScope.IMAGE)) == ()
+    assert Roi(one_pixel).blank_tiles(THREE.grid) == ((0, 0), (0, 1))
 
 
-def test_a_blank_tile_is_run_once_and_changes_no_result(with_blank_tile):
+def test_maps_are_quiet_outside():
+    maps = np.random.default_rng(0).normal(size=(2, *INSIDE.shape)).astype(np.float32)
+    quiet = maps.copy()
+    Roi(INSIDE).quieten(quiet)
+    np.testing.assert_array_equal(quiet[:, INSIDE], maps[:, INSIDE])
+    for one, before in zip(quiet, maps, strict=True):
+        assert (one[~INSIDE] == before[INSIDE].min()).all()
+
+
+def test_a_blank_tile_is_not_run_and_has_no_part_in_the_score(with_blank_tile):
     run, path = with_blank_tile
     manifest = read_bundle(path).manifest
     assert manifest.blank_tiles == ((0, 2),)
     images = scene(3, THREE.image_size, seed=9)
     with open_detector(path, replace(manifest, blank_tiles=()), batch_size=2) as all_tiles:
         expected = [all_tiles.raw(images[:2]), all_tiles.raw(images[2:])]
-    for first in (images[:2], images[2:]):  # a full batch, and half of one
-        with open_detector(path, manifest, batch_size=2) as detector:
-            head = Counted(detector.heads[Location(0, 2)])
-            detector.heads[Location(0, 2)] = head
-            detector.raw(first)
-            for raw, wanted in zip([detector.raw(images[:2]), detector.raw(images[2:])], expected, strict=True):
-                np.testing.assert_array_equal(raw.maps, wanted.maps)
-                np.testing.assert_array_equal(raw.tile_scores, wanted.tile_scores)
-            *_, (location, scores, maps) = detector.tiles(images[:2])
-            assert (location, scores.shape, maps.shape) == (Location(0, 2), (2,), (2, 32, 48))
-            assert head.runs == 1
-    with run_detector(run) as detector:
-        assert detector.manifest.blank_tiles == ((0, 2),)
+    with open_detector(path, manifest, batch_size=2) as detector, run_detector(run, batch_size=2) as torch:
+        head = Counted(detector.heads[Location(0, 2)])
+        detector.heads[Location(0, 2)] = head
+        for raw, wanted in zip([detector.raw(images[:2]), detector.raw(images[2:])], expected, strict=True):
+            np.testing.assert_array_equal(raw.maps[:, REGION], wanted.maps[:, REGION])
+            np.testing.assert_array_equal(raw.tile_scores[:, :2], wanted.tile_scores[:, :2])
+            assert np.isnan(raw.tile_scores[:, 2]).all()
+            np.testing.assert_array_equal(raw.scores, raw.tile_scores[:, :2].max(1))
+        assert [location for location, *_ in detector.tiles(images[:2])] == [(0, 0), (0, 1)]
+        assert head.runs == 0
+        assert torch.manifest.blank_tiles == ((0, 2),)
+        result = detector(images[0], color="rgb")
+        assert not result.pred_mask[~REGION].any()
+        overlay.draw(result, detector.grid, detector.roi)
+
+
+def test_blank_tiles_do_not_spoil_thresholds_of_tiles(with_blank_tile):
+    """A tile that is alike on all images, among tiles scaled by their own statistics."""
+    run, _ = with_blank_tile
+    held_out, new = scene(12, THREE.image_size, seed=5), scene(20, THREE.image_size, seed=6)
+    with run_detector(run) as raw:
+        normalisation = fit_normalisation(raw, held_out, stage=NormalisationStage.TILE)
+        detector = raw.with_normalisation(normalisation)
+        flagged = [detector(image, color="rgb").pred_label for image in new]
+    assert len(normalisation.tile_score) == 3
+    assert np.mean(flagged) <= 0.2
 
 
 def test_a_blank_tile_costs_an_image_nothing(with_blank_tile, capsys):

@@ -203,7 +203,7 @@ class Manifest:
     provenance: Provenance
     feature_axes: FeatureAxes = FeatureAxes.NCHW
     roi: FileEntry | None = None  # where to look: an image of the setup's size, see `edge_ad.roi`
-    blank_tiles: tuple[tuple[int, int], ...] = ()  # of which the region leaves nothing: run once, not on every image
+    blank_tiles: tuple[tuple[int, int], ...] = ()  # of which the region leaves nothing: not run, and not scored
 
     @property
     def shared(self) -> Graph | None:
@@ -222,7 +222,7 @@ class Manifest:
 
     @property
     def inspected(self) -> tuple[Location, ...]:
-        """The setup's locations but for `blank_tiles`: those that every image runs models for."""
+        """The setup's locations but for `blank_tiles`."""
         return tuple(location for location in self.setup.locations if location not in self.blank_tiles)
 
     def runs_per_image(self, graph: Graph) -> int:

@@ -91,7 +91,8 @@ class Background(Generic[Item]):
 
     def join(self) -> None:
         """Wait for the thread, for two seconds at most: `items` may be blocked in something that cannot be stopped."""
-        self._thread.join(_JOIN_TIMEOUT_S)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_JOIN_TIMEOUT_S)
 
     def _has_news(self) -> bool:
         return bool(self._queue) or self._done or self._stopped

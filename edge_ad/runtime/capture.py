@@ -14,7 +14,22 @@ from edge_ad.errors import InputError, NoFrameError, SourceError
 from edge_ad.runtime.faults import Action, Fault, FaultPolicy, Ledger, reopen_pause_s
 from edge_ad.runtime.stopwatch import Stopwatch
 
-Frames = Iterable[NDArray[Any] | None]
+
+class Frame(NamedTuple):
+    """What a source may give in place of a bare array: the frame with what its camera knows of it.
+
+    Attributes:
+        pixels: as `Detector` takes them.
+        frame_id: of the result; counted from 0 where None.
+        info: anything, such as a time stamp or an encoder's position; the result carries it as it is.
+    """
+
+    pixels: NDArray[Any] | None
+    frame_id: int | str | None = None
+    info: Any = None
+
+
+Frames = Iterable[NDArray[Any] | Frame | None]
 Source = Frames | Callable[[], Frames]  # a callable opens it: once at the start, and again where it is lost
 
 _NO_FRAME_PAUSE_S = 0.005  # a camera that gives None without waiting must not keep a core busy
@@ -23,8 +38,9 @@ _NO_FRAME_PAUSE_S = 0.005  # a camera that gives None without waiting must not k
 class Captured(NamedTuple):
     """A frame of the source."""
 
-    frame_id: int  # from 0, frames that are dropped or skipped included
-    frame: NDArray[Any]
+    frame_id: int | str  # the camera's, or counted from 0, frames that are dropped or skipped included
+    pixels: NDArray[Any]
+    info: Any
     watch: Stopwatch  # started when it came
 
 
@@ -53,21 +69,23 @@ def capture(
         SourceError: what a callable opened gave no frame at all, or none in as many attempts as the policy allows.
         What the source raises.
     """
-    frame_id, attempt = 0, 0
+    count, attempt = 0, 0
     while True:
         fault = Fault.SOURCE
         error: Exception | None = None  # the source ended
         try:
             with closing(_opened(source)) as frames:
-                for frame in frames:
-                    if frame is not None:
+                for given in frames:
+                    pixels, frame_id, info = given if isinstance(given, Frame) else Frame(given)
+                    if pixels is not None:
                         ledger.count("captured")
                         watch = Stopwatch()
-                        is_borrowed = copy and isinstance(frame, np.ndarray)
-                        yield Captured(frame_id, frame.copy() if is_borrowed else frame, watch)
-                        frame_id, attempt = frame_id + 1, 0
+                        is_borrowed = copy and isinstance(pixels, np.ndarray)
+                        known_as = count if frame_id is None else frame_id
+                        yield Captured(known_as, pixels.copy() if is_borrowed else pixels, info, watch)
+                        count, attempt = count + 1, 0
                         continue
-                    message = f"the source gave None after {frame_id} frames; is the camera still connected?"
+                    message = f"the source gave None after {count} frames; is the camera still connected?"
                     if policy[Fault.NO_FRAME] != Action.SKIP:
                         fault, error = Fault.NO_FRAME, NoFrameError(message)
                         break
@@ -76,10 +94,10 @@ def capture(
                         return
         except Exception as raised:  # noqa: BLE001 - raised again below, unless the policy opens the source again
             error = raised
-        if error is None and policy[fault] != Action.REOPEN and (frame_id or not callable(source)):
+        if error is None and policy[fault] != Action.REOPEN and (count or not callable(source)):
             return
-        action = policy[fault] if frame_id else Action.RAISE
-        ledger.fault(fault, action, f"after {frame_id} frames: {error or 'the source ended'}")
+        action = policy[fault] if count else Action.RAISE
+        ledger.fault(fault, action, f"after {count} frames: {error or 'the source ended'}")
         if action == Action.RAISE:
             try:
                 raise error or SourceError("the source gave no frame; check its path, index or address")
@@ -94,7 +112,7 @@ def capture(
         ledger.count("reopened")
 
 
-def _opened(source: Source) -> Generator[NDArray[Any] | None]:
+def _opened(source: Source) -> Generator[NDArray[Any] | Frame | None]:
     """The frames of ``source``. What was opened here is closed here, for a camera must be free before it opens again;
     what was given is its owner's to close.
     """

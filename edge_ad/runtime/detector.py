@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -30,7 +30,7 @@ from edge_ad.records import from_plain
 from edge_ad.roi import Roi
 from edge_ad.runtime.background import Drop
 from edge_ad.runtime.capture import Source, check_source
-from edge_ad.runtime.faults import Action, FaultPolicy, Ledger, Stats
+from edge_ad.runtime.faults import LOGGER, Action, FaultPolicy, Ledger, Stats
 from edge_ad.runtime.feature_windows import FeatureWindows
 from edge_ad.runtime.fusion import fuse_maps, fuse_scores
 from edge_ad.runtime.graphs import check_graphs
@@ -39,9 +39,11 @@ from edge_ad.runtime.result import Result
 from edge_ad.runtime.seams import SeamSmoother
 from edge_ad.runtime.session import Session
 from edge_ad.runtime.stopwatch import Stopwatch
-from edge_ad.runtime.stream import StreamOptions, run_stream
+from edge_ad.runtime.stream import Stream, StreamOptions, close_streams
 from edge_ad.setups import ExtractorScope
 from edge_ad.tiling import WHOLE, Location, MapMerger, Size
+
+CLOSE_TIMEOUT_S = 10.0  # far above any call's time
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +53,9 @@ class RawResult:
     Attributes:
         scores: (B,) float32 image scores.
         maps: (B, H, W) float32 merged maps, seams smoothed.
-        tile_scores: (B, T) float32 as the tile models gave them, in grid order.
-        timings_ms: milliseconds: wait (for other threads), tiles (crops), infer, merge, seams, fuse, total.
+        tile_scores: (B, T) float32 as the tile models gave them, in grid order; NaN where a region of interest leaves
+            nothing of a tile, and it was not run.
+        timings_ms: milliseconds: wait (for other threads), tiles (crops), infer, merge, seams, fuse, roi, total.
         global_scores, global_maps: (B,) and (B, h, w) float32 as the global model gave them, where there is one.
     """
 
@@ -109,9 +112,9 @@ class Detector:
         if self._windows:
             self._padded = np.zeros((batch_size, *self.grid.padded_size, 3), np.uint8)
         self._scaled = np.zeros((batch_size, *self.grid.tile_size), np.float32)
-        self._tile_scores = np.zeros((batch_size, len(self.grid)), np.float32)
-        self._blank: dict[Location, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}  # what `blank_tiles` gave
-        self._merger = MapMerger(self.grid, (batch_size,))
+        self._places = [place for place, tile in enumerate(self.grid.locations) if tile not in manifest.blank_tiles]
+        self._tile_scores = np.full((batch_size, len(self.grid)), np.nan, np.float32)
+        self._merger = self._new_merger()
         merge = manifest.merge
         has_seams = merge.seam_band > 0 and len(self.grid) > 1
         self._smooth = SeamSmoother(self.grid, merge.seam_sigma_px, merge.seam_band) if has_seams else None
@@ -235,9 +238,9 @@ class Detector:
         return self._finish(self._merge_tiles(images, watch), watch)
 
     def tiles(self, images: NDArray[np.uint8]) -> list[tuple[Location, NDArray[np.float32], NDArray[np.float32]]]:
-        """Per tile, in grid order, its location, scores (B,) and maps (B, h, w) as the model gave them: copies.
+        """Of every tile that is run, in grid order, location, scores (B,) and maps (B, h, w) as the model gave them.
 
-        Args and errors as in `raw`.
+        They are copies. Args and errors as in `raw`.
         """
         self._check_process()
         count = len(images)
@@ -259,12 +262,13 @@ class Detector:
         copy: bool = True,
         policy: FaultPolicy = FaultPolicy(),  # noqa: B008 - frozen
         standby: Detector | None = None,
-    ) -> Generator[Result]:
+    ) -> Stream:
         """Results of the frames of ``source`` in order. Capture, inference and the reader's own work overlap.
 
         Args:
             source: any iterable of frames, which stays its owner's to close; or a callable that opens one, so that
-                the policy can open it again. ``frame_id`` of the results counts its frames from 0.
+                the policy can open it again. Of a camera that calls back, ``iter(queue.get, None)``. Bare arrays are
+                numbered from 0; a `Frame` brings its own ``frame_id``, and what else its camera knows.
             color, bits: as for one frame.
             drop: what gives way when frames come faster than results: ``"never"`` (the source waits), ``"oldest"``
                 or ``"newest"`` of those in the queue.
@@ -275,8 +279,8 @@ class Detector:
             standby: a detector of the same bundle on another device, for the policy ``"fall_back"``. After an engine's
                 failure it takes over for good; after NaN or infinity for that frame.
 
-        Closing the generator stops the threads. An exception of the source is raised here, after the results of the
-        frames before it.
+        Closing the stream, from any thread, or the detector stops its threads. An exception of the source is raised
+        here, after the results of the frames before it.
 
         Raises:
             ColorError: unknown colour order.
@@ -300,7 +304,7 @@ class Detector:
             standby=standby,
             copy=copy,
         )
-        return run_stream(self, source, options, self._ledger)
+        return Stream(self, source, options, self._ledger)
 
     def stats(self) -> Stats:
         """What became of the frames of all streams since the detector was loaded, and of their faults."""
@@ -311,17 +315,27 @@ class Detector:
         other = Detector.__new__(Detector)
         other.__dict__.update(self.__dict__)
         other.manifest = replace(self.manifest, normalisation=normalisation)
-        other._merger = MapMerger(self.grid, (self.batch_size,))
+        other._merger = self._new_merger()
         return other
 
     def close(self) -> None:
-        """Free the sessions, once the call in progress has ended. Idempotent; a forked child frees nothing."""
+        """End its streams, and free the sessions once the call in progress has ended. Idempotent.
+
+        A call that does not come back in `CLOSE_TIMEOUT_S`, since the engine hangs, is left behind with its session.
+        A forked child frees nothing.
+        """
         if os.getpid() != self._pid:
             return
-        with self._lock:
-            self._closed.set()
+        self._closed.set()
+        close_streams(self._ledger, DetectorClosedError("the detector was closed while its stream was read"))
+        if not self._lock.acquire(timeout=CLOSE_TIMEOUT_S):
+            LOGGER.warning("the engine has not come back for %g s and is left behind", CLOSE_TIMEOUT_S)
+            return
+        try:
             for session in self.sessions:
                 session.close()
+        finally:
+            self._lock.release()
 
     def __reduce__(self) -> NoReturn:
         raise ForkedError("a detector cannot be sent to another process; load the bundle there")
@@ -344,27 +358,27 @@ class Detector:
             by_tile = norm.stage is NormalisationStage.TILE
             scaled_scores = np.empty_like(self._tile_scores)
             try:
-                for index, (location, scores, maps) in enumerate(self._run_tiles(images, watch)):
-                    self._tile_scores[:, index] = scores
-                    scaled_scores[:, index] = rescale(scores, norm.tile_score[index]) if by_tile else scores
-                    scaled = rescale(maps, norm.tile_map[index], out=self._scaled) if by_tile else maps
+                for place, (location, scores, maps) in zip(self._places, self._run_tiles(images, watch), strict=True):
+                    self._tile_scores[:, place] = scores
+                    scaled_scores[:, place] = rescale(scores, norm.tile_score[place]) if by_tile else scores
+                    scaled = rescale(maps, norm.tile_map[place], out=self._scaled) if by_tile else maps
                     self._merger.add(location, scaled)
                     watch.lap("merge")
             except BaseException:
-                self._merger = MapMerger(self.grid, (self.batch_size,))  # the old one holds part of this image
+                self._merger = self._new_merger()  # the old one holds part of this image
                 raise
             count = len(images)
             merged = self._merger.result()[:count]
             self._check_merged(merged)
             reduce = np.mean if self.manifest.merge.score is ScoreMerge.MEAN else np.max
-            scores = reduce(scaled_scores[:count], axis=1)
+            scores = reduce(scaled_scores[:count, self._places], axis=1)
             tile_scores = self._tile_scores[:count].copy()
             watch.lap("merge")
             whole = self._run_whole(images, watch) if self.manifest.setup.global_model else ()
             return RawResult(scores, merged, tile_scores, watch.laps_ms, *whole)
 
     def _finish(self, raw: RawResult, watch: Stopwatch) -> RawResult:
-        """``raw`` of `infer` with its seams smoothed, in place, and fused with the global model."""
+        """``raw`` of `infer`, in place: seams smoothed, fused with the global model, quiet outside of the region."""
         if self._smooth:
             self._smooth(raw.maps)
         watch.lap("seams")
@@ -373,7 +387,13 @@ class Detector:
             scores, maps = fuse_scores(raw.scores, whole_scores, fusion), fuse_maps(raw.maps, whole_maps, fusion)
             raw = replace(raw, scores=scores, maps=maps)
             watch.lap("fuse")
+        if self.roi:
+            self.roi.quieten(raw.maps)
+            watch.lap("roi")
         return replace(raw, timings_ms=watch.stop())
+
+    def _new_merger(self) -> MapMerger:
+        return MapMerger(self.grid, (self.batch_size,), self.manifest.blank_tiles)
 
     def _run_tiles(
         self, images: NDArray[np.uint8], watch: Stopwatch
@@ -383,10 +403,8 @@ class Detector:
         if self._windows:
             features = self._features_of(images)
             watch.lap("infer")
-        for location in self.grid.locations:
-            if location in self._blank:
-                yield location, *self._blank[location]
-                continue
+        for place in self._places:
+            location = self.grid.locations[place]
             feeds: dict[str, Any] = {"image": self._cut(images, location)} if self._cuts_tiles else {}
             if self._windows and features:
                 feeds |= self._windows.cut(features, location)
@@ -394,10 +412,6 @@ class Detector:
             scores, maps = self._infer(feeds, location)
             watch.lap("infer")
             self._check_finite(scores[: len(images)], location)
-            if location in self.manifest.blank_tiles:
-                self._check_finite(maps[:1], location)
-                scores, maps = (np.broadcast_to(each[:1].copy(), each.shape) for each in (scores, maps))
-                self._blank[location] = scores, maps
             yield location, scores, maps
 
     def _run_whole(

@@ -7,6 +7,7 @@ compared.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -92,7 +93,7 @@ def boxes(image: Image, regions: Sequence[Region], color: Rgb = _RED) -> Image:
 
 
 def tiles(image: Image, grid: TileGrid, scores: Sequence[float] | NDArray[np.float32]) -> Image:
-    """The tiles' borders, and each tile's score in its centre. Scores are printed as they are, raw for instance."""
+    """The tiles' borders, and each tile's score in its centre, but NaN. Printed as they are, raw for instance."""
     drawn = image.copy()
     height, width = image.shape[:2]
     scale_y, scale_x = height / grid.image_size[0], width / grid.image_size[1]
@@ -103,6 +104,8 @@ def tiles(image: Image, grid: TileGrid, scores: Sequence[float] | NDArray[np.flo
         cv2.line(lines, (int(border * scale_x), 0), (int(border * scale_x), height), _WHITE, _line_px(image))
     drawn = cv2.addWeighted(lines, 0.5, drawn, 0.5, 0)  # type: ignore[assignment]
     for location, score in zip(grid.locations, scores, strict=True):
+        if math.isnan(score):  # not run: nothing of the tile is looked at
+            continue
         rows, cols = grid.window(location)
         centre = int((cols.start + cols.stop) / 2 * scale_x), int((rows.start + rows.stop) / 2 * scale_y)
         _label(drawn, f"{score:.3g}", centre, _WHITE, centred=True)

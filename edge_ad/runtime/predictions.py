@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -178,7 +179,7 @@ def _record(result: Result) -> dict[str, Any]:
         "pred_score": result.pred_score,
         "pred_label": result.pred_label,
         "raw_score": result.raw_score,
-        "tile_scores": result.tile_scores.tolist(),
+        "tile_scores": [None if math.isnan(score) else score for score in result.tile_scores.tolist()],
         "regions": to_plain(result.regions_at()),
         "map_size": list(result.anomaly_map.shape),
         "image_size": list(result.original_size),

@@ -52,18 +52,20 @@ class Result:
         pred_mask: (H, W) bool, True where the map is at its threshold or above.
         raw_score: merged score before it was scaled to [0, 1].
         raw_map: (H, W) float32 merged map before it was scaled to [0, 1].
-        tile_scores: (T,) float32 scores as the tile models gave them, in grid order.
+        tile_scores: (T,) float32 scores as the tile models gave them, in grid order; NaN of tiles that lie outside of
+            the region of interest, and are not run.
         frame: the frame as it came in, for overlays. By reference, the one array that is not the result's own; of a
             stream its copy, unless that was told not to copy.
         color, bits: of the frame, as declared.
         timings_ms: milliseconds: convert (to RGB at the bundle's image size), wait (for other threads), tiles (crops),
-            infer, merge, seams, post, total. Of a stream also queue (captured, not yet taken up) and handover
-            (inferred, not yet asked for); total is then the age of the frame.
+            infer, merge, seams, roi (quiet outside), post, total. Of a stream also queue (captured, not yet taken up)
+            and handover (inferred, not yet asked for); total is then the age of the frame.
         frame_id: as passed in, or counted by `Detector.stream`.
         is_normalised: False where the bundle's normalisation stage is "none".
         device: what the graphs ran on, as the engine reports it.
         fault: what went wrong with this frame, where a stream's policy kept it from being raised; else None.
         error: the message of that fault.
+        info: what the source of a stream gave with the frame, see `Frame`.
 
     Where the verdict is "error", nothing was measured, and everything that might be compared with a threshold lies on
     its far side: ``pred_label`` and the whole ``pred_mask`` are True, ``pred_score`` and ``anomaly_map`` infinite;
@@ -86,6 +88,7 @@ class Result:
     device: str
     fault: Fault | None = None
     error: str | None = None
+    info: Any = None
 
     @property
     def verdict(self) -> Verdict:

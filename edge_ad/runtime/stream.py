@@ -11,10 +11,13 @@ Under way at any moment: ``queue_size`` frames in the queue, one in the hand of 
 
 from __future__ import annotations
 
+import atexit
+import os
 import threading
-from collections.abc import Generator, Iterable
+import weakref
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,40 +56,109 @@ class _Outcome(NamedTuple):
     error: str | None = None
 
 
-def run_stream(detector: Detector, source: Source, options: StreamOptions, ledger: Ledger) -> Generator[Result]:
-    """What `Detector.stream` gives, once its arguments are checked. Threads start with the first ``next``."""
-    stopped = threading.Event()
-    frames = Background(
-        capture(source, options.policy, ledger, stopped, copy=options.copy),
-        "edge-ad-capture",
-        size=options.queue_size,
-        drop=options.drop,
-        on_drop=lambda: ledger.count("dropped"),
-    )
-    outcomes = Background(_Inference(detector, options, ledger).outcomes(frames), "edge-ad-inference")
-    reader = iter(outcomes)
-    try:
-        while True:
-            while not outcomes.wait(options.policy.stall_s):
-                _stall(options.policy, ledger, len(frames))
-            if (outcome := next(reader, None)) is None:
-                return
-            result = _result(outcome, options)
-            ledger.count("results")
-            yield result
-    finally:
-        stopped.set()
-        frames.stop()
-        outcomes.stop()
-        outcomes.join()
-        frames.join()
+class Stream:
+    """Results of a source's frames, in order: iterate over it. One thread reads; any thread may call `close`.
+
+    Its threads start when the first result is asked for. They end with the source, an error, `close`, a ``with`` block,
+    the detector, or the program, whichever comes first; so does a source that the stream has opened.
+    """
+
+    def __init__(self, detector: Detector, source: Source, options: StreamOptions, ledger: Ledger) -> None:
+        self._detector = detector
+        self._source = source
+        self._options = options
+        self._ledger = ledger
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._stopped = threading.Event()
+        self._why: EdgeAdError | None = None  # of an end that the reader did not ask for
+        self._frames: Background[Captured] | None = None
+        self._outcomes: Background[_Outcome] | None = None
+        self._reader: Iterator[_Outcome] = iter(())
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Result:
+        """The next result. Raises what the policy raises; `DetectorClosedError` where the detector was closed."""
+        try:
+            outcome = self._next_outcome()
+            result = _result(outcome, self._options)
+        except BaseException:  # the end is one too
+            self.close()
+            raise
+        self._ledger.count("results")
+        return result
+
+    def close(self, why: EdgeAdError | None = None) -> None:
+        """End it: a reader that waits has its end at once. From any thread, any number of times.
+
+        Waits for its threads, two seconds each at most: a source may be blocked in its driver, and is left behind.
+
+        Args:
+            why: what the reader is to have raised, in place of a plain end.
+        """
+        if os.getpid() != self._pid:  # its threads are not in a forked child
+            return
+        with self._lock:
+            if not self._stopped.is_set():
+                self._why = why
+            self._stopped.set()
+            stages = [stage for stage in (self._frames, self._outcomes) if stage is not None]
+        _RUNNING.pop(id(self), None)
+        for stage in stages:
+            stage.stop()
+        for stage in reversed(stages):
+            stage.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _next_outcome(self) -> _Outcome:
+        outcomes, frames = self._begun()
+        while not outcomes.wait(self._options.policy.stall_s):
+            _stall(self._options.policy, self._ledger, len(frames))
+        try:
+            return next(self._reader)
+        except StopIteration:
+            if self._why is not None:
+                raise self._why from None
+            raise
+
+    def _begun(self) -> tuple[Background[_Outcome], Background[Captured]]:
+        """Both threads, started with the first call. Raises `StopIteration` where it has ended."""
+        with self._lock:
+            if self._stopped.is_set():
+                if self._why is not None:
+                    raise self._why
+                raise StopIteration
+            if self._outcomes is None or self._frames is None:
+                options, ledger = self._options, self._ledger
+                self._frames = Background(
+                    capture(self._source, options.policy, ledger, self._stopped, copy=options.copy),
+                    "edge-ad-capture",
+                    size=options.queue_size,
+                    drop=options.drop,
+                    on_drop=lambda: ledger.count("dropped"),
+                )
+                inference = _Inference(self._detector, options, ledger)
+                self._outcomes = Background(inference.outcomes(self._frames), "edge-ad-inference")
+                self._reader = iter(self._outcomes)
+                _RUNNING[id(self)] = self
+            return self._outcomes, self._frames
 
 
 def _result(outcome: _Outcome, options: StreamOptions) -> Result:
-    (frame_id, frame, watch), detector = outcome.captured, outcome.detector
+    (frame_id, frame, info, watch), detector = outcome.captured, outcome.detector
     watch.lap("handover")
     if outcome.raw is None:
-        return error_result(
+        failed = error_result(
             frame,
             color=options.color,
             bits=options.bits,
@@ -98,10 +170,11 @@ def _result(outcome: _Outcome, options: StreamOptions) -> Result:
             fault=outcome.fault,
             error=outcome.error or "",
         )
+        return replace(failed, info=info)
     result = detector.conclude(
         outcome.raw, frame, color=options.color, bits=options.bits, watch=watch, frame_id=frame_id
     )
-    return replace(result, fault=outcome.fault, error=outcome.error) if outcome.fault else result
+    return replace(result, info=info, fault=outcome.fault, error=outcome.error)
 
 
 def _stall(policy: FaultPolicy, ledger: Ledger, waiting: int) -> None:
@@ -141,7 +214,7 @@ class _Inference:
 
     def _checked(self, captured: Captured) -> _Outcome | None:
         try:
-            changed = self._check_format(captured.frame)
+            changed = self._check_format(captured.pixels)
         except FrameChangedError as error:
             return self._answer(captured, self._lost, error, None)
         return self._inspect(captured, self._lost, changed)
@@ -150,7 +223,7 @@ class _Inference:
         """``cause``: why the standby does it; None: the detector itself. ``changed``: of the frame, told already."""
         detector = self._options.standby if cause else self._detector
         assert detector is not None  # `Detector.stream` asks for one where the policy falls back
-        _, frame, watch = captured
+        frame, watch = captured.pixels, captured.watch
         try:
             raw = detector.infer(frame, color=self._options.color, bits=self._options.bits, watch=watch)
         except EdgeAdError as error:
@@ -196,3 +269,18 @@ class _Inference:
             raise FrameChangedError(message)
         self._ledger.fault(Fault.CHANGED, Action.ACCEPT, message)
         return _Cause(Fault.CHANGED, message)
+
+
+_RUNNING: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()  # streams whose threads run
+
+
+def close_streams(ledger: Ledger | None = None, why: EdgeAdError | None = None) -> None:
+    """Close the running streams that count in ``ledger``; all of them where None. Readers are told ``why``."""
+    for found in _RUNNING.valuerefs():  # a list: other threads may begin streams meanwhile
+        stream = found()
+        if stream is not None and (ledger is None or stream._ledger is ledger):
+            stream.close(why)
+
+
+# Python stops threads of the interpreter while an engine runs in them, and then aborts; and cameras are to be released
+atexit.register(close_streams)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_ad.bundle.manifest import Fusion, Normalisation, NormalisationStage, Scale
-from edge_ad.evaluation.raw_values import RawValues, summary
+from edge_ad.evaluation.raw_values import RawValues, Summary, summary
+from edge_ad.evaluation.thresholds import ThresholdRule
 from edge_ad.progress import Progress, no_progress
 from edge_ad.runtime.detector import Detector
 
 NARROWEST = 0.05  # scale of a tile, of the median tile's
+STILL = 1e-3  # of the widest tile's scale: one below it never changes
 
 
 def fit_normalisation(
@@ -35,58 +38,88 @@ def fit_normalisation(
     Raises:
         TooFewImagesError: fewer images than the rule needs.
     """
-    tile_score: tuple[Scale, ...] = ()
-    tile_map: tuple[Scale, ...] = ()
+    raw = replace(detector.manifest.normalisation, stage=stage)
+    fitted, of_image = raw, [raw] * len(images)  # in place of ``fitted``, what the other images alone would give
     if stage is NormalisationStage.TILE:
-        tile_score, tile_map = _tile_scales(detector, images, rule, progress)
-        detector = detector.with_normalisation(
-            Normalisation(stage, rule, Scale(0.0, 1.0), Scale(0.0, 1.0), tile_score, tile_map)
-        )
-    fusion = None
+        by_tile = _tile_summaries(detector, images, progress)
+        fitted = _with_tiles(fitted, detector, by_tile, rule)
+        of_image = [_with_tiles(raw, detector, others, rule) for others in _left_out(by_tile, rule)]
     if detector.manifest.setup.global_model:
-        fusion = _fusion(detector, images, rule, progress)
-        norm = replace(detector.manifest.normalisation, fusion=fusion)
-        detector = detector.with_normalisation(norm)
+        parts = _parts(detector, of_image, images, progress)
+        fitted = replace(fitted, fusion=_fusion(parts, rule))
+        left_out = zip(of_image, _left_out(parts, rule), strict=True)
+        of_image = [replace(norm, fusion=_fusion(others, rule)) for norm, others in left_out]
     found = []
-    for index, image in enumerate(images):
-        raw = detector.raw(image[None])
-        found.append(summary(raw.scores[0], raw.maps[0]))
+    for index, (image, norm) in enumerate(zip(images, of_image, strict=True)):
+        merged = detector.with_normalisation(norm).raw(image[None])
+        found.append(summary(merged.scores[0], merged.maps[0]))
         progress(index + 1, len(images), "thresholds")
     score, map_scale = RawValues.of(found).scales(rule)
-    return Normalisation(
-        stage, f"{rule} on {len(images)} held-out normal images", score, map_scale, tile_score, tile_map, fusion
-    )
+    return replace(fitted, rule=f"{rule} on {len(images)} held-out normal images", score=score, map=map_scale)
 
 
-def _fusion(detector: Detector, images: NDArray[np.uint8], rule: str, progress: Progress) -> Fusion:
-    """Scales of the merged tiles and of the global model; ``detector`` does not fuse yet."""
-    tiles, whole = [], []
+Item = TypeVar("Item")
+
+
+def _left_out(seen: Sequence[Item], rule: str) -> Iterator[Sequence[Item]]:
+    """For every image what was ``seen`` of the others; of all, where the others are too few for ``rule``.
+
+    An image that is scaled by statistics it took part in looks quieter than the next one will: of a dozen, nine tiles
+    each so scaled, the thresholds of their maximum let every tenth good image raise an alarm, not every fiftieth.
+    """
+    enough = len(seen) > ThresholdRule.parse(rule).minimum_images
+    for index in range(len(seen)):
+        yield [*seen[:index], *seen[index + 1 :]] if enough else seen
+
+
+def _tile_summaries(detector: Detector, images: NDArray[np.uint8], progress: Progress) -> list[list[Summary]]:
+    """Of every image one per tile that is run, in grid order."""
+    found = []
     for index, image in enumerate(images):
-        raw = detector.raw(image[None])
+        found.append([summary(scores[0], maps[0]) for _, scores, maps in detector.tiles(image[None])])
+        progress(index + 1, len(images), "thresholds per tile")
+    return found
+
+
+def _with_tiles(
+    norm: Normalisation, detector: Detector, by_tile: Sequence[Sequence[Summary]], rule: str
+) -> Normalisation:
+    """``norm`` with scales of scores and maps for every tile; those of tiles that are not run mean nothing."""
+    scales = [RawValues.of(tile).scales(rule) for tile in zip(*by_tile, strict=True)]
+    scores, maps = (widened(kind) for kind in zip(*scales, strict=True))
+    run = [location not in detector.manifest.blank_tiles for location in detector.grid.locations]
+    tile_score, tile_map = (
+        tuple(next(left) if is_run else Scale(0.0, 1.0) for is_run in run) for left in (iter(scores), iter(maps))
+    )
+    return replace(norm, tile_score=tile_score, tile_map=tile_map)
+
+
+def _parts(
+    detector: Detector, of_image: Sequence[Normalisation], images: NDArray[np.uint8], progress: Progress
+) -> list[tuple[Summary, Summary]]:
+    """Of every image the merged tiles and the global model, not yet fused."""
+    found = []
+    for index, (image, norm) in enumerate(zip(images, of_image, strict=True)):
+        raw = detector.with_normalisation(norm).raw(image[None])
         assert raw.global_scores is not None  # the setup has a global model
         assert raw.global_maps is not None
-        tiles.append(summary(raw.scores[0], raw.maps[0]))
-        whole.append(summary(raw.global_scores[0], raw.global_maps[0]))
+        whole = summary(raw.global_scores[0], raw.global_maps[0])
+        found.append((summary(raw.scores[0], raw.maps[0]), whole))
         progress(index + 1, len(images), "fusion")
+    return found
+
+
+def _fusion(parts: Sequence[tuple[Summary, Summary]], rule: str) -> Fusion:
+    tiles, whole = zip(*parts, strict=True)
     return Fusion(*RawValues.of(tiles).scales(rule), *RawValues.of(whole).scales(rule))
-
-
-def _tile_scales(
-    detector: Detector, images: NDArray[np.uint8], rule: str, progress: Progress
-) -> tuple[tuple[Scale, ...], tuple[Scale, ...]]:
-    """Scales of scores and of maps per tile, in grid order."""
-    statistics = []  # per image and tile
-    for index, image in enumerate(images):
-        statistics.append([summary(scores[0], maps[0]) for _, scores, maps in detector.tiles(image[None])])
-        progress(index + 1, len(images), "thresholds per tile")
-    scales = [RawValues.of(tile).scales(rule) for tile in zip(*statistics, strict=True)]
-    return widened([score for score, _ in scales]), widened([map_scale for _, map_scale in scales])
 
 
 def widened(scales: Sequence[Scale]) -> tuple[Scale, ...]:
     """Thresholds of tiles that never change, such as a saturated background, raised: to them any grain is a wonder.
 
-    From ``low`` to ``threshold`` it is then at least `NARROWEST` of that distance on the median tile.
+    From ``low`` to ``threshold`` it is then at least `NARROWEST` of that distance on the median tile of those that do
+    change.
     """
-    least = NARROWEST * float(np.median([scale.threshold - scale.low for scale in scales]))
+    widths = np.array([scale.threshold - scale.low for scale in scales])
+    least = NARROWEST * float(np.median(widths[widths >= STILL * widths.max()]))
     return tuple(Scale(scale.low, max(scale.threshold, scale.low + least)) for scale in scales)

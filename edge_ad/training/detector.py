@@ -69,7 +69,7 @@ def run_manifest(run: RunFolder, normalisation: Normalisation) -> Manifest:
         parity=(),
         parity_tolerance=0.0,
         feature_axes=method_class(settings.method).feature_axes,
-        blank_tiles=roi.blank_tiles(settings.setup) if roi else (),
+        blank_tiles=roi.blank_tiles(settings.setup.grid) if roi else (),
         provenance=Provenance(
             created_utc=_now().isoformat(timespec="seconds"),
             versions=_versions(),

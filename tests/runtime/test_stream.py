@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,8 @@ import pytest
 from fake_session import FakeSession, fake_detector, stream_threads, wait_until
 from tiny_bundle import some_image, tiny_manifest
 
-from edge_ad.errors import ColorError, InputError, SourceError
+from edge_ad import FaultPolicy, Frame, Stream
+from edge_ad.errors import ColorError, DetectorClosedError, EdgeAdError, InputError, SourceError, StalledError
 from edge_ad.runtime import background
 from edge_ad.runtime.background import Drop
 from edge_ad.runtime.detector import Detector
@@ -242,6 +246,116 @@ def test_a_source_blocked_in_its_driver_is_left_behind(monkeypatch: pytest.Monke
     assert [thread.daemon for thread in left] == [True]
     left[0].join(10)
     assert not stream_threads()
+
+
+def _waiting_camera(asked: threading.Event, released: threading.Event) -> Iterator[Any]:
+    """One frame, then a trigger that does not come."""
+    yield some_image(SETUP)
+    asked.set()
+    released.wait(30)
+
+
+def _read_in_thread(stream: Stream) -> tuple[threading.Thread, list[object]]:
+    """A thread that reads to the end, and what came: results, then the error or "end"."""
+    came: list[object] = []
+
+    def read() -> None:
+        try:
+            came.extend(stream)
+            came.append("end")
+        except EdgeAdError as error:
+            came.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    return thread, came
+
+
+@pytest.mark.parametrize("by", ["stream", "detector"])
+def test_a_reader_that_waits_can_be_stopped(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stop button: from another thread, while no frame comes."""
+    monkeypatch.setattr(background, "_JOIN_TIMEOUT_S", 0.1)
+    asked, released = threading.Event(), threading.Event()
+    detector = fake_detector(tiny_manifest())
+    stream = detector.stream(_waiting_camera(asked, released), color="rgb")
+    thread, came = _read_in_thread(stream)
+    asked.wait(10)
+    wait_until(lambda: detector.stats().results == 1)
+    stream.close() if by == "stream" else detector.close()
+    thread.join(10)
+    released.set()
+    assert not thread.is_alive()
+    if by == "stream":
+        assert came[1:] == ["end"]
+        assert next(stream, None) is None
+    else:
+        assert isinstance(came[1], DetectorClosedError)
+        with pytest.raises(DetectorClosedError, match="closed while its stream was read"):
+            next(stream)
+    wait_until(lambda: not stream_threads())
+
+
+def test_closing_a_detector_leaves_a_hung_engine_behind(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The stall's own error gets out of the ``with`` block."""
+    monkeypatch.setattr(background, "_JOIN_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("edge_ad.runtime.detector.CLOSE_TIMEOUT_S", 0.1)
+    released = threading.Event()
+
+    def inspect() -> None:
+        with fake_detector(tiny_manifest()) as detector:
+            _before_each_run(detector, lambda: released.wait(30))
+            list(detector.stream(_frames(5), color="rgb", policy=FaultPolicy(stall_s=0.2)))
+
+    with pytest.raises(StalledError):
+        inspect()
+    assert "the engine has not come back for 0.1 s and is left behind" in caplog.messages
+    released.set()
+    wait_until(lambda: not stream_threads())
+
+
+HALF_READ = """
+import sys
+import edge_ad
+
+def camera():
+    try:
+        while True:
+            yield frame
+    finally:
+        print("released", flush=True)
+
+import numpy as np
+frame = np.zeros((46, 58, 3), np.uint8)
+detector = edge_ad.load(sys.argv[1])
+results = detector.stream(camera, color="rgb")
+next(results)
+sys.exit(3)
+"""
+
+
+def test_a_program_may_end_with_a_stream_half_read(tiny_bundle: Callable[..., Path]) -> None:
+    ended = subprocess.run([sys.executable, "-c", HALF_READ, tiny_bundle()], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "released\n", "")
+
+
+def test_a_frame_brings_what_its_camera_knows() -> None:
+    source = [Frame(some_image(SETUP), 90), Frame(some_image(SETUP), "left-7", {"encoder": 12}), some_image(SETUP)]
+    results = list(fake_detector(tiny_manifest()).stream([*source, Frame(some_image(SETUP))], color="rgb"))
+    assert [(result.frame_id, result.info) for result in results] == [
+        (90, None),
+        ("left-7", {"encoder": 12}),
+        (2, None),
+        (3, None),
+    ]
+    np.testing.assert_array_equal(results[0].raw_map, results[2].raw_map)
+    bad = list(
+        fake_detector(tiny_manifest()).stream(
+            [Frame(np.zeros((3, 3)), 5, "kept")], color="rgb", policy=FaultPolicy(frame="report")
+        )
+    )
+    assert [(result.frame_id, result.info, result.verdict) for result in bad] == [(5, "kept", "error")]
 
 
 def test_no_thread_before_the_first_result_is_asked_for() -> None:

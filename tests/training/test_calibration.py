@@ -13,10 +13,12 @@ import pytest
 from fake_session import fake_detector
 from tiny_bundle import head_constants, tiny_manifest, tiny_setup
 
-from edge_ad.bundle.manifest import Merge, NormalisationStage, ScoreMerge
+from edge_ad.bundle.manifest import Merge, NormalisationStage, Scale, ScoreMerge
 from edge_ad.errors import InputError, TooFewImagesError
+from edge_ad.evaluation.raw_values import RawValues
 from edge_ad.tiling import WHOLE
-from edge_ad.training.calibration import NARROWEST, fit_normalisation
+from edge_ad.training import calibration
+from edge_ad.training.calibration import NARROWEST, fit_normalisation, widened
 from edge_ad.training.detector import RAW
 
 SETUP = tiny_setup(image_size=(5, 14), tile_size=(5, 7), stride=(5, 7))
@@ -24,9 +26,9 @@ LEVELS = [((10, 20), (30, 50)), ((12, 40), (30, 80)), ((20, 30), (10, 20))]  # i
 GAIN, OFFSET = np.array([1.0, 1.25]), np.array([0.0, 0.01])
 
 
-def images():
-    made = np.zeros((len(LEVELS), 5, 14, 3), np.uint8)
-    for image, tiles in zip(made, LEVELS, strict=True):
+def images(levels=LEVELS):
+    made = np.zeros((len(levels), 5, 14, 3), np.uint8)
+    for image, tiles in zip(made, levels, strict=True):
         for index, (most, one) in enumerate(tiles):
             image[:, 7 * index : 7 * index + 7, 0] = 3 * most
             image[2, 7 * index + 3, 0] = 3 * one
@@ -78,14 +80,15 @@ def test_stage_tile():
     scaled_scores, scaled_maps = np.empty((3, 2)), np.empty((3, 2, 2))
     for tile in range(2):
         medians, maxima = VALUES[:, tile].T
-        low, threshold = maxima.min(), sigma3(maxima)
-        assert normalisation.tile_score[tile].low == pytest.approx(low, rel=1e-6)
-        assert normalisation.tile_score[tile].threshold == pytest.approx(threshold, rel=1e-6)
-        scaled_scores[:, tile] = 0.5 * (maxima - low) / (threshold - low)
-        low = np.median(medians)
-        assert normalisation.tile_map[tile].low == pytest.approx(low, rel=1e-6)
-        assert normalisation.tile_map[tile].threshold == pytest.approx(threshold, rel=1e-6)
-        scaled_maps[:, tile] = 0.5 * (VALUES[:, tile] - low) / (threshold - low)
+        assert normalisation.tile_score[tile].low == pytest.approx(maxima.min(), rel=1e-6)
+        assert normalisation.tile_score[tile].threshold == pytest.approx(sigma3(maxima), rel=1e-6)
+        assert normalisation.tile_map[tile].low == pytest.approx(np.median(medians), rel=1e-6)
+        assert normalisation.tile_map[tile].threshold == pytest.approx(sigma3(maxima), rel=1e-6)
+        for image in range(3):  # each by what the two others gave
+            medians, maxima = np.delete(VALUES[:, tile], image, axis=0).T
+            scaled_scores[image, tile] = scaled(VALUES[image, tile, 1], maxima)
+            low = np.median(medians)
+            scaled_maps[image, tile] = 0.5 * (VALUES[image, tile] - low) / (sigma3(maxima) - low)
     # Then the merged values of scaled tiles
     assert normalisation.score.threshold == pytest.approx(sigma3(scaled_scores.mean(1)), rel=1e-5)
     assert normalisation.score.low == pytest.approx(scaled_scores.mean(1).min(), abs=1e-6)
@@ -94,12 +97,14 @@ def test_stage_tile():
 
 def test_a_tile_of_a_larger_scale_does_not_rule_the_image():
     """What stage "tile" is for: a defect on the quiet left tile stands out although the right one is always louder."""
-    quiet_defect = images()[:1].copy()
+    rng = np.random.default_rng(0)
+    normal = images([((10, rng.integers(20, 40)), (30, rng.integers(50, 80))) for _ in range(12)])
+    quiet_defect = normal[:1].copy()
     quiet_defect[0, 1, 1, 0] = 255  # a = 85 where normal is 20 to 40
     scores = {}
     for stage in (NormalisationStage.IMAGE, NormalisationStage.TILE):
         raw = detector()
-        with_thresholds = raw.with_normalisation(fit_normalisation(raw, images(), stage=stage))
+        with_thresholds = raw.with_normalisation(fit_normalisation(raw, normal, stage=stage))
         scores[stage] = with_thresholds(quiet_defect[0], color="rgb").pred_score
     assert scores[NormalisationStage.TILE] > 0.5
     assert scores[NormalisationStage.TILE] > scores[NormalisationStage.IMAGE]
@@ -110,9 +115,43 @@ def test_a_tile_that_never_changes_is_not_infinitely_sensitive():
     flat[:, :, 7:] = 0
     normalisation = fit_normalisation(detector(), flat, stage=NormalisationStage.TILE)
     extents = [scale.threshold - scale.low for scale in normalisation.tile_score]
-    assert extents[1] == pytest.approx(NARROWEST * extents[0] / 2, rel=1e-3)  # the median lies halfway
+    assert extents[1] == pytest.approx(NARROWEST * extents[0], rel=1e-3)
     busy = VALUES[:, 0, 1]
     assert extents[0] == pytest.approx(sigma3(busy) - busy.min(), rel=1e-5)
+
+
+def test_scales_of_tiles_do_not_make_thresholds_too_low():
+    """Nine tiles alike, of normal values: as many good images are rejected as by merged values, about one in fifty."""
+    rng, rejected = np.random.default_rng(0), []
+    for _ in range(200):
+        held_out, new = rng.normal(5, 1, (12, 9)), rng.normal(5, 1, (500, 9))
+        seen = [[(value, value, 0.0) for value in image] for image in held_out]
+        of_others = [tile_scales(others) for others in calibration._left_out(seen, "sigma:3")]
+        merged = [max(map(unscaled, image, scales)) for image, scales in zip(held_out, of_others, strict=True)]
+        threshold = np.mean(merged) + 3 * np.std(merged)
+        scales = tile_scales(seen)
+        rejected.append(np.mean([max(map(unscaled, image, scales)) >= threshold for image in new]))
+    assert np.mean(rejected) < 0.035  # 0.1 where each image has part in what it is scaled by
+
+
+def tile_scales(seen):
+    return [RawValues.of(tile).scales("sigma:3")[0] for tile in zip(*seen, strict=True)]
+
+
+def unscaled(value, scale):
+    return (value - scale.low) / (scale.threshold - scale.low)
+
+
+def test_two_images_are_too_few_to_leave_one_out():
+    normalisation = fit_normalisation(detector(), images()[:2], stage=NormalisationStage.TILE)
+    of_all = np.array([scaled(VALUES[:2, tile, 1], VALUES[:2, tile, 1]) for tile in range(2)])
+    assert normalisation.score.threshold == pytest.approx(sigma3(of_all.mean(0)), rel=1e-5)
+
+
+def test_widths_are_compared_with_tiles_that_change():
+    """However many never do."""
+    scales = widened([Scale(1.0, 1.0 + 1e-6)] * 6 + [Scale(0.0, 2.0)] * 3)
+    assert [scale.threshold - scale.low for scale in scales] == pytest.approx([NARROWEST * 2] * 6 + [2] * 3)
 
 
 def test_a_global_model_and_the_tiles_are_each_scaled_by_their_own():
@@ -129,7 +168,12 @@ def test_a_global_model_and_the_tiles_are_each_scaled_by_their_own():
     assert normalisation.fusion.global_map.low == pytest.approx(np.median([np.median(m) for m in whole]), rel=1e-5)
     # Then the fused values
     scores = VALUES[:, :, 1].mean(1)
-    fused = np.maximum(scaled(scores, scores), scaled(maxima, maxima))
+    fused = np.array(
+        [
+            max(scaled(of[image], np.delete(of, image)) for of in (scores, maxima))  # by what the two others gave
+            for image in range(3)
+        ]
+    )
     assert normalisation.score.low == pytest.approx(fused.min(), abs=1e-5)
     assert normalisation.score.threshold == pytest.approx(sigma3(fused), rel=1e-4)
 
