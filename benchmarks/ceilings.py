@@ -120,7 +120,8 @@ def compare(manifest: Manifest, precisions: Iterable[str], ceilings: Ceilings, b
     if len(known) == len(limits):
         compute_ms = sum(flops_of[name] / (limit.gflops_per_s * 1e6) for name, limit in known.items())
     if ceilings.copy_gb_per_s is not None:
-        graph_bytes = sum(file.size_bytes for graph in manifest.graphs for file in graph.files)
+        run = [graph for graph in manifest.graphs if manifest.runs_per_image(graph)]
+        graph_bytes = sum(file.size_bytes for graph in run for file in graph.files)
         memory_ms = graph_bytes / (ceilings.copy_gb_per_s * 1e6)
     percent = None if compute_ms is None else 100 * max(compute_ms, memory_ms or 0.0) / bare_ms
     return Achieved(

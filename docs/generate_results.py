@@ -226,7 +226,7 @@ def _drops(records: Sequence[Record]) -> NDArray[np.float64]:
 
 def _drop(trained: Record, quantised: Record) -> NDArray[np.float64]:
     before, after = _wins(trained), _wins(quantised)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(list(SETS).index(trained.identity.dataset))  # sets are drawn apart
     counts = [np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)]) for n in before.shape]
     lost: NDArray[np.float64] = np.einsum("ri,ij,rj->r", counts[0], before - after, counts[1], optimize=True)
     return 100 * lost / before.size

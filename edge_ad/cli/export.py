@@ -19,7 +19,11 @@ from edge_ad.cli.options import choice
     type=click.Path(path_type=Path),
     help="Folder of normal images to calibrate and refit on.  [default: the run's training images]",
 )
-@click.option("--accuracy-drop", type=float, help="Fail where image AUROC on planted defects drops more, e.g. 0.01.")
+@click.option(
+    "--accuracy-drop",
+    type=float,
+    help="Fail where image AUROC drops more, on 8 good images and 8 with planted defects: in steps of 1/64.",
+)
 @click.option("--parity-tolerance", type=float, help="Largest map error, of the map's range.  [default: by precision]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle folder.")

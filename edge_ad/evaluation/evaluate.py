@@ -18,7 +18,7 @@ from edge_ad.evaluation.curve import Curve
 from edge_ad.evaluation.image_metrics import ImageCurves, ImageMetrics, check_labels, image_auroc, image_metrics
 from edge_ad.evaluation.mask_metrics import MaskMetrics
 from edge_ad.evaluation.pixel_metrics import PRO_LIMIT, PixelCurves, PixelMetrics, pooled_metrics
-from edge_ad.evaluation.pixel_pool import label_regions, pool_pixels
+from edge_ad.evaluation.pixel_pool import label_regions, lost_regions, pool_pixels
 from edge_ad.evaluation.spro import SPRO_LIMIT, SproMetrics, spro_metrics
 from edge_ad.imaging import image_size, resize_map
 from edge_ad.progress import Progress, no_progress
@@ -89,7 +89,7 @@ class PixelEvaluation:
         spro: None where the data set does not say how much of a region must be found.
         size: (height, width) of the comparison: maps resized linearly, masks by the nearest pixel, after their regions
             were told apart.
-        lost_masks: number of anomalous images whose masks vanish at ``size``: choose a larger one where it is not 0.
+        lost_regions: how many regions vanish at ``size`` and are not counted: choose a larger one where it is not 0.
         mask: of the masks at ``map_threshold``, a raw map value; both None where none was given.
     """
 
@@ -98,7 +98,7 @@ class PixelEvaluation:
     aupro_by_defect: dict[str, float]
     spro: SproEvaluation | None
     size: Size
-    lost_masks: int
+    lost_regions: int
     mask: MaskMetrics | None
     map_threshold: float | None
 
@@ -234,10 +234,13 @@ def _pixels(
     kinds: dict[str, list[int]] = {}
     for index, sample in enumerate(samples):
         kinds.setdefault(sample.defect if sample.label else _NORMAL, []).append(index)
-    pools, lost_masks, mask = {}, 0, None
+    pools, lost, mask = {}, 0, None
     for kind, chosen in sorted(kinds.items()):
-        labels = [_labels_of(samples[index], size) for index in chosen]
-        lost_masks += sum(bool(samples[i].masks) and not each.any() for i, each in zip(chosen, labels, strict=True))
+        labels = []
+        for index in chosen:
+            whole = _mask_of(samples[index], size)
+            labels.append(label_regions(whole, size))
+            lost += lost_regions(whole, size)
         regions = [_regions(samples[index], size, defects_config) for index in chosen]
         resized = [resize_map(maps[index], size) for index in chosen]
         pools[kind] = pool_pixels(resized, labels, regions)
@@ -255,9 +258,9 @@ def _pixels(
     spro = None
     if defects_config is not None:
         spro_found, spro_curves = spro_metrics(normal, pools, spro_limit)
-        lost = sum(len(sample.masks) for sample in samples) - spro_found.regions
-        spro = SproEvaluation(spro_found, spro_curves, lost)
-    return PixelEvaluation(metrics, curves, aupro_by_defect, spro, size, lost_masks, mask, map_threshold)
+        spro_lost = sum(len(sample.masks) for sample in samples) - spro_found.regions
+        spro = SproEvaluation(spro_found, spro_curves, spro_lost)
+    return PixelEvaluation(metrics, curves, aupro_by_defect, spro, size, lost, mask, map_threshold)
 
 
 def _regions(sample: Sample, size: Size, config: DefectsConfig | None) -> list[Region]:
@@ -266,10 +269,9 @@ def _regions(sample: Sample, size: Size, config: DefectsConfig | None) -> list[R
     return read_regions(sample, image_size(sample.path), config, size)
 
 
-def _labels_of(sample: Sample, size: Size) -> NDArray[np.int32]:
-    if not sample.masks:
-        return np.zeros(size, np.int32)
-    return label_regions(read_masks(sample, image_size(sample.path)), size)
+def _mask_of(sample: Sample, size: Size) -> NDArray[np.bool_]:
+    """The union of its masks at their own size; of ``size`` and empty where it has none."""
+    return read_masks(sample, image_size(sample.path)) if sample.masks else np.zeros(size, bool)
 
 
 def _labels(samples: Sequence[Sample]) -> NDArray[np.bool_]:

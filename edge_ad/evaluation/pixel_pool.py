@@ -67,10 +67,20 @@ def label_regions(mask: NDArray[np.bool_], size: Size | None = None) -> NDArray[
     Numbered before they are resized, by the nearest pixel: a crack of one pixel that a smaller mask shows in pieces
     stays one region. A region that vanishes leaves a gap in the numbers.
     """
-    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=CONNECTIVITY)
+    return _label_and_count(mask, size)[0]
+
+
+def lost_regions(mask: NDArray[np.bool_], size: Size) -> int:
+    """How many connected regions of ``mask`` (H, W) vanish at ``size``."""
+    labels, count = _label_and_count(mask, size)
+    return count - int(np.count_nonzero(np.unique(labels)))
+
+
+def _label_and_count(mask: NDArray[np.bool_], size: Size | None) -> tuple[NDArray[np.int32], int]:
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=CONNECTIVITY)
     if size is not None and size != mask.shape:
         labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    return np.asarray(labels, np.int32)
+    return np.asarray(labels, np.int32), count - 1  # 0 is the background
 
 
 def pool_pixels(

@@ -30,7 +30,7 @@ def to_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
         **about,
         "image": to_plain(evaluation.image),
         "auroc_by_defect": evaluation.auroc_by_defect,
-        "pixel": None if pixel is None else {**to_plain(pixel.metrics), "lost_masks": pixel.lost_masks},
+        "pixel": None if pixel is None else {**to_plain(pixel.metrics), "lost_regions": pixel.lost_regions},
         "mask": _mask_json(pixel),
         "aupro_by_defect": {} if pixel is None else pixel.aupro_by_defect,
         "spro": _spro_json(pixel),
@@ -113,10 +113,10 @@ def _pixel_notes(pixel: PixelEvaluation) -> list[str]:
             "measured on its own images and all normal ones; false positives are pixels outside every region.",
             "",
         ]
-    if pixel.lost_masks or (spro is not None and spro.lost_regions):
-        lost = max(pixel.lost_masks, 0 if spro is None else spro.lost_regions)
+    if pixel.lost_regions or (spro is not None and spro.lost_regions):
+        lost = max(pixel.lost_regions, 0 if spro is None else spro.lost_regions)
         notes += [
-            f"{lost} masks vanish at {size} and are not counted: compare pixels at a larger --metrics-size.",
+            f"{lost} regions vanish at {size} and are not counted: compare pixels at a larger --metrics-size.",
             "",
         ]
     return notes

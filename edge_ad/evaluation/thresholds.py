@@ -97,7 +97,7 @@ class ThresholdRule:
             )
 
     def fit(self, values: ArrayLike, labels: ArrayLike | None = None) -> float:
-        """The threshold for values (n,), all normal where ``labels`` (n,), true for anomalous, is None.
+        """The threshold for values (n,), all normal where ``labels`` (n,), true for anomalous, is None: a float32.
 
         >>> ThresholdRule.parse("sigma:2").fit([1.0, 3.0])
         4.0
@@ -114,9 +114,9 @@ class ThresholdRule:
         self.check_normal(len(normal))
         match self.statistic, self.parameter:
             case Statistic.SIGMA, float(sigmas):
-                return float(normal.mean() + sigmas * normal.std())
+                return float(np.float32(normal.mean() + sigmas * normal.std()))
             case Statistic.QUANTILE, float(quantile):
-                return float(np.quantile(normal, quantile))
+                return float(np.float32(np.quantile(normal, quantile)))
             case _:
                 return float(np.nextafter(np.float32(normal.max()), np.float32(np.inf)))  # raw values are float32
 
@@ -137,8 +137,8 @@ def f1_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
     f1 = 2 * hits[last] / (last + 1 + labels.sum())
     best = int(last[f1.argmax()])
     kept, below = ranked[best], ranked[min(best + 1, len(ranked) - 1)]
-    halfway = (kept + below) / 2
-    return float(halfway if halfway > below else kept)  # neighbours in floating point have nothing between them
+    halfway = float(np.float32((kept + below) / 2))  # as detectors compare
+    return halfway if below < halfway <= kept else float(kept)  # neighbours have nothing between them
 
 
 def fit_scales(

@@ -275,7 +275,7 @@ def _outcome(
         image=image,
         auroc_by_defect=auroc_by_defect(scores, samples),
         pixel=pixel.metrics if pixel else None,
-        lost_masks=pixel.lost_masks if pixel else None,
+        lost_masks=pixel.lost_regions if pixel else None,
         metrics_size=pixel.size if pixel else None,
         aupro_by_defect=pixel.aupro_by_defect if pixel else None,
         spro=pixel.spro.metrics if pixel and pixel.spro else None,

@@ -79,7 +79,8 @@ class Outcome:
 
     Attributes:
         image, auroc_by_defect: image level, by scores of the line's merge.
-        pixel, lost_masks, metrics_size: pixel level; None where there are no masks.
+        pixel, lost_masks, metrics_size: pixel level; None where there are no masks. Lost are regions that vanish at
+            that size; in lines of before, images all of whose regions do.
         aupro_by_defect: AUPRO of each kind of defect; None where there are no masks, and in lines of schema 1.
         spro: of regions that need not be found whole; None where the data set has none, and in lines of schema 1.
         images: every test image.

@@ -221,7 +221,8 @@ def cost_table(records: Sequence[Record]) -> Table:
         headers,
         tuple(rows),
         "Means over categories and seeds. Latency, throughput and peak memory: edge-ad benchmark in a process of its "
-        "own, first seed. Scoring: median time of one test image in this process. MB are 10^6, MiB 2^20 bytes.",
+        "own, first seed. Scoring: median time of one test image in this process; of torch, an eighth of eight "
+        "at once. MB are 10^6, MiB 2^20 bytes.",
     )
 
 

@@ -113,7 +113,8 @@ class EfficientAdAst(AstModel):
         hard: train the student on the hardest 0.1 % of the differences.
         scaled_maps: scale both maps by their quantiles on held-out tiles.
         rectified: end the autoencoder in a ReLU and a dropout.
-        training: see `GradientModel`; the teacher, then student and autoencoder, by the whole schedule each.
+        training: see `GradientModel`; the teacher, then student and autoencoder, by the whole schedule each. The
+            thesis's "original" is that of the latter; its teacher has 240 epochs.
 
     Raises:
         BackboneError: several layers are named.

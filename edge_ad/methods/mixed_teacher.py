@@ -154,7 +154,8 @@ class MixedTeacher(GradientModel):
         second_backbone, second_layers: of the second teacher.
         second_weights: of the second teacher; None for ``"none"`` where ``weights`` is that, and ``"auto"`` elsewhere.
         alpha: weight of the second student's loss. The students share no parameter, so that it only scales the second's
-            steps. The paper's 0.1 (for schedule "original") leaves that student nearly as it was after few steps.
+            steps. Where None the paper's 0.1 for schedule "original", else 1: after few steps 0.1 leaves that student
+            nearly as it was.
         extent_of_tile: combine the maps by eq. 11 as printed; tiles can then not be compared.
         mean_score: score a tile by the mean of its map, as eq. 12, else by its maximum.
         training: see `GradientModel`.
@@ -181,11 +182,13 @@ class MixedTeacher(GradientModel):
         second_backbone: str = "efficientnet_b0",
         second_layers: tuple[str, ...] = ("blocks.4", "blocks.5"),
         second_weights: str | None = None,
-        alpha: float = 1.0,
+        alpha: float | None = None,
         extent_of_tile: bool = False,
         mean_score: bool = False,
         **training: Any,
     ) -> None:
+        if alpha is None:
+            alpha = 0.1 if training.get("schedule") == "original" else 1.0
         if not alpha > 0:
             raise InputError(f"mixed_teacher: expected a positive alpha, but got {alpha}")
         second_weights = second_weights or ("none" if weights == "none" else "auto")

@@ -47,6 +47,9 @@ from edge_ad.tiling import Size
 REDUCTIONS = (4, 8)  # ResNet's layer1 and layer2
 FIELDS = (33, 65)
 STUDENTS = 3
+# At a location that never changes, such as a saturated background, the first grain of dust would score 1e12
+STILLEST = 0.01  # standard deviation of a teacher's channel, of the channels' root mean square
+SMALLEST_SPREAD = 0.01  # of squared errors and of variances
 QUIETEST = 0.1  # of the channels' mean standard deviation: channels that vary less are not made to vary as the others
 DISTILLED = "pdn_"  # begins the names of EfficientAD's teachers among backbones
 _ADAM = functools.partial(torch.optim.Adam, weight_decay=1e-5)
@@ -204,7 +207,8 @@ class UninformedStudents(GradientModel):
         assert isinstance(head, StudentsHead)
         mean, std = channel_range(description for _, description in batches)
         head.teacher_mean.copy_(mean)
-        head.teacher_std.copy_(std.clamp(min=QUIETEST * std.square().mean().sqrt()))
+        usual, deviation = (values.square().mean().sqrt().item() for values in (mean, std))
+        head.teacher_std.copy_(std.clamp(min=max(STILLEST * usual, QUIETEST * deviation)))
 
     def loss(self, head: nn.Module, inputs: Inputs) -> Tensor:
         """Of all students: mean over positions of the squared distance to the teacher."""
@@ -219,4 +223,4 @@ class UninformedStudents(GradientModel):
         assert isinstance(head, StudentsHead)
         usual, spread = channel_range(head.surprises(image, description) for image, description in batches)
         head.usual.copy_(usual)
-        head.spread.copy_(spread)
+        head.spread.copy_(spread.clamp(min=SMALLEST_SPREAD))

@@ -16,7 +16,7 @@ from edge_ad.errors import InputError, MaskSizeError, NonFiniteValuesError, Unde
 from edge_ad.evaluation.evaluate import evaluate, predict
 from edge_ad.evaluation.image_metrics import Confusion
 from edge_ad.evaluation.pixel_metrics import pixel_metrics
-from edge_ad.evaluation.pixel_pool import label_regions, pool_pixels
+from edge_ad.evaluation.pixel_pool import label_regions, lost_regions, pool_pixels
 from edge_ad.imaging import resize_mask, write_png
 
 
@@ -39,7 +39,7 @@ def test_pixels_are_compared_at_the_predictors_size_unless_told_otherwise(tmp_pa
     expected, _ = pixel_metrics(list(data.images[..., 0].astype(np.float32)), masks, 0.1)
     assert found.pixel is not None
     assert found.pixel.metrics == expected
-    assert (found.pixel.size, found.pixel.lost_masks, expected.regions) == ((11, 13), 0, 3)
+    assert (found.pixel.size, found.pixel.lost_regions, expected.regions) == ((11, 13), 0, 3)
 
     larger = evaluate(BrightnessPredictor(), data.images, data.samples, threshold=50, metrics_size=(22, 39)).pixel
     assert larger is not None
@@ -94,7 +94,17 @@ def test_masks_that_vanish_at_the_size_of_the_comparison_are_counted(tmp_path: P
     data = write_test_set(tmp_path)
     pixel = evaluate(BrightnessPredictor(), data.images, data.samples, threshold=50, metrics_size=(4, 13)).pixel
     assert pixel is not None
-    assert (pixel.lost_masks, pixel.metrics.regions) == (2, 1)
+    assert (pixel.lost_regions, pixel.metrics.regions) == (2, 1)
+
+
+def test_every_region_that_vanishes_is_counted():
+    """One blob and 20 specks of a pixel at 1024 px: at 256 px the nearest pixels show the blob alone."""
+    mask = np.zeros((1024, 1024), bool)
+    mask[100:200, 100:200] = True
+    for index in range(20):
+        mask[301 + 20 * index, 501] = True
+    assert lost_regions(mask, (256, 256)) == 20
+    assert lost_regions(mask, (1024, 1024)) == lost_regions(~mask, (256, 256)) == 0
 
 
 def test_a_set_without_masks_has_no_pixel_metrics(tmp_path: Path):

@@ -41,7 +41,7 @@ def test_json_holds_every_figure_and_what_it_means(evaluation: Evaluation):
     assert plain["image"]["confusion"]["false_negatives"] == 1
     assert plain["auroc_by_defect"] == {"scratch": 0.875, "spot": 1.0}
     assert (plain["pixel"]["pro_limit"], plain["pixel"]["connectivity"], plain["pixel"]["regions"]) == (0.3, 8, 3)
-    assert plain["pixel"]["lost_masks"] == 0
+    assert plain["pixel"]["lost_regions"] == 0
     assert (plain["metrics_size"], plain["image_size"]) == ([11, 13], [11, 13])
     assert plain["ms_per_image"] > 0
 
@@ -103,7 +103,7 @@ def test_figures_by_kind_and_their_mean_are_in_all_of_them(saturated: Evaluation
 def test_markdown_warns_of_lost_masks(tmp_path: Path):
     data = write_test_set(tmp_path)
     found = evaluate(BrightnessPredictor(), data.images, data.samples, threshold=50, metrics_size=(4, 13))
-    assert "2 masks vanish at 4x13 and are not counted" in to_markdown(found, "bolt")
+    assert "2 regions vanish at 4x13 and are not counted" in to_markdown(found, "bolt")
 
 
 def test_csv_tells_which_images_were_missed(evaluation: Evaluation):

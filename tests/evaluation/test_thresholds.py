@@ -35,6 +35,16 @@ def test_rules_by_hand():
     assert fit("max") == above(9)
 
 
+def test_thresholds_are_float32_as_detectors_compare():
+    """One float32 above the normal score: halfway between the two, in float64, would reject both in float32."""
+    normal = 1.0
+    threshold = fit("f1", [normal, above(normal)], [False, True])
+    assert threshold == above(normal)
+    for rule in ("sigma:3", "quantile:0.5", "max"):
+        found = fit(rule, [0.1, 0.2, 0.7])
+        assert found == float(np.float32(found))
+
+
 @pytest.mark.parametrize("text", ["sigma:3", "sigma:2.5", "quantile:0.99", "quantile:0.9999999", "max", "f1"])
 def test_a_rule_is_written_as_it_was_read(text: str):
     assert str(ThresholdRule.parse(text)) == text

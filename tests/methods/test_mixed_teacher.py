@@ -173,6 +173,12 @@ def test_equation_11_as_printed_survives_int8(graph_format, tmp_path):
     assert manifest.parity
 
 
+def test_alpha_is_the_schedules():
+    for schedule, alpha in ((None, 1.0), ("paper", 1.0), ("original", 0.1)):
+        assert create_model("mixed_teacher", TILE, **TINY, schedule=schedule).alpha == alpha
+    assert create_model("mixed_teacher", TILE, **TINY, schedule="original", alpha=0.5).alpha == 0.5
+
+
 def test_errors():
     with pytest.raises(InputError, match=r"mixed_teacher: expected a positive alpha, but got 0\.0"):
         create_model("mixed_teacher", TILE, **TINY, alpha=0.0)

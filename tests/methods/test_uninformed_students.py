@@ -9,6 +9,7 @@ from tiny_run import scene
 from edge_ad.errors import BackboneError, InputError, WeightsNotFoundError
 from edge_ad.methods import create_model, pdn
 from edge_ad.methods.tile_model import TileStream
+from edge_ad.methods.uninformed_students import SMALLEST_SPREAD, STILLEST
 from edge_ad.tiling import Location, TileGrid
 
 TILE = (32, 48)
@@ -106,6 +107,17 @@ def test_channels_and_surprises_are_measured_on_normal_tiles():
         scaled = (head.surprises(image, *extract(image)) - head.usual) / head.spread
     np.testing.assert_allclose(scaled.mean((0, 2, 3)).numpy(), 0, atol=1e-3)
     np.testing.assert_allclose(scaled.std((0, 2, 3), correction=0).numpy(), 1, atol=1e-3)
+
+
+def test_a_location_that_never_changes_is_not_infinitely_sensitive():
+    students = model(fields=(33,))
+
+    def extract(image):
+        return [torch.full_like(feature, 0.25) for feature in students.extract(image)]
+
+    head = students.fit(stream(students, extract=extract), seed=1)
+    np.testing.assert_allclose(head.teacher_std, STILLEST * 0.25, rtol=1e-6)
+    assert (head.spread >= SMALLEST_SPREAD).all()
 
 
 def test_students_begin_apart_and_learn():
