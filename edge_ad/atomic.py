@@ -231,10 +231,9 @@ def _is_running(process: int) -> bool:
 
 
 def _flush(path: Path) -> None:
-    flags = os.O_RDONLY
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open folders; NTFS journals the rename
-    handle = os.open(path, flags)
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes what may be written
     try:
         os.fsync(handle)
     finally:

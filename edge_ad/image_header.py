@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 
 PNG, JPEG, BMP, TIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"BM", (b"II*\0", b"MM\0*")
+BIG_TIFF = (b"II+\0", b"MM\0+")
 
 _JPEG_FRAMES = {0xC0 + n for n in range(16)} - {0xC4, 0xC8, 0xCC}  # start of frame, of any coding
 _JPEG_BARE = {0x01, *range(0xD0, 0xD9)}  # markers without a length

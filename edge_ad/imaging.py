@@ -29,7 +29,7 @@ from edge_ad.errors import (
     PixelFormatError,
     UnreadableImageError,
 )
-from edge_ad.image_header import claimed_pixels, jpeg_scans
+from edge_ad.image_header import BIG_TIFF, claimed_pixels, jpeg_scans
 from edge_ad.tiling import Size
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
@@ -212,7 +212,7 @@ def resize_map(anomaly_map: NDArray[np.float32], size: Size) -> NDArray[np.float
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files directly in ``folder``, in natural order (``img2`` before ``img10``).
+    """The image files directly in ``folder``, in natural order (``img2`` before ``img10``); hidden ones are left out.
 
     Raises:
         DataNotFoundError: no such folder.
@@ -220,7 +220,9 @@ def image_files(folder: Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataNotFoundError(f"folder {folder} not found")
-    return natural_sort(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    return natural_sort(
+        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
 
 
 def natural_sort(paths: Iterable[Path]) -> list[Path]:
@@ -299,7 +301,8 @@ def _check_whole(path: Path, content: bytes) -> None:
     elif _is_tiff(content):
         whole = True  # strips lie anywhere in a TIFF; its decoder fails where one is missing
     else:
-        raise UnreadableImageError(f"{path}: not a JPEG, PNG, BMP or TIFF file, whatever its name says")
+        kind = "a BigTIFF, which is not read" if content.startswith(BIG_TIFF) else "not a JPEG, PNG, BMP or TIFF file"
+        raise UnreadableImageError(f"{path}: {kind}, whatever its name says; save it as one of them")
     if not whole:
         raise UnreadableImageError(f"{path}: the file is truncated; copy it again")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -26,15 +27,34 @@ def per_round(progress: Progress, total: int, what: str) -> Callable[[], None]:
     return lambda: progress(next(counter), total, what)
 
 
+def plain_progress() -> Progress:
+    """One line on stderr, rewritten at every per cent; nothing where that is no terminal."""
+    began_s: dict[str, float] = {}
+
+    def show(done: int, total: int, what: str) -> None:
+        now_s = time.monotonic()
+        first_s = began_s.setdefault(what, now_s)
+        if sys.stderr.isatty() and done * 100 // total != (done - 1) * 100 // total:
+            left_min = (now_s - first_s) / max(done - 1, 1) * (total - done) / 60
+            left = f", {left_min:.0f} min left" if left_min >= 1 else ""
+            print(f"\r{what}: {done}/{total}{left:14}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    return show
+
+
 @contextmanager
 def terminal_progress(enabled: bool = True) -> Iterator[Progress]:
-    """A bar per kind of work on stderr; nothing where stderr is no terminal."""
+    """A bar per kind of work on stderr, where that is a terminal; a plain line where rich is not installed."""
     if not enabled or not sys.stderr.isatty():
         yield no_progress
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+    except ModuleNotFoundError:  # of the training extra, which an edge box has not
+        yield plain_progress()
+        return
 
     columns = TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Bars(*columns, console=Console(stderr=True)) as bars:

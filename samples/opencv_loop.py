@@ -5,7 +5,7 @@
     python samples/opencv_loop.py bolt.edgead rtsp://10.0.0.7/line --show         # network camera; q or Esc quits
     python samples/opencv_loop.py bolt.edgead line.mp4 --output inspected.avi     # every frame of a file
 
-One JSON object per frame goes to stdout. Cameras and URLs are live: where frames come faster than verdicts, the oldest
+One JSON object per frame goes to stdout. All but files is live: where frames come faster than verdicts, the oldest
 ones waiting are dropped, and a lost connection is opened anew, after 1 s, 2 s, 4 s ... 30 s. A file loses no frame and
 ends the loop. The bundle proves itself at the start; a frame for which the model gives NaN has the verdict "error",
 never "normal"; where the device fails, that of --standby takes over, and every line says so.
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 import edge_ad
 from edge_ad import Verdict
-from edge_ad.errors import EdgeAdError, OutputWriteError, SourceError
+from edge_ad.errors import EdgeAdError, InputError, OutputWriteError, SourceError
 from edge_ad.runtime import overlay
 from edge_ad.runtime.faults import FaultPolicy, Stats
 
@@ -85,15 +85,22 @@ def inspect(bundle: Path, source: str, device: str, standby: str | None, output:
                     writer = open_writer(output, annotated)
                     stack.callback(writer.release)
                 writer.write(annotated)
-            if show:
-                cv2.imshow("edge-ad", annotated)
-                if cv2.waitKey(1) in (ord("q"), 27):
-                    break
+            if show and is_quit(annotated):
+                break
+
+
+def is_quit(annotated: NDArray[Any]) -> bool:
+    """Show a frame; True once q or Esc is pressed. Raises `InputError` where OpenCV has no windows."""
+    try:
+        cv2.imshow("edge-ad", annotated)
+        return cv2.waitKey(1) in (ord("q"), 27)
+    except cv2.error as error:
+        raise InputError("--show: this OpenCV has no windows; install opencv-python in place of -headless") from error
 
 
 def is_live(source: str) -> bool:
-    """Camera indices and URLs are live, anything else is a file."""
-    return source.isdecimal() or "://" in source
+    """Files are not, however they are named; cameras, URLs, device files and pipelines are."""
+    return not Path(source.removeprefix("file://")).is_file()
 
 
 def frames(source: str) -> Iterator[NDArray[Any]]:

@@ -462,7 +462,7 @@ def test_numbers_sort_by_value_and_the_order_never_depends_on_the_disk(names):
 
 
 def test_image_files_are_those_of_the_folder_itself(tmp_path):
-    for name in ("img10.PNG", "img2.jpeg", "img1.Tif", "notes.txt", ".hidden", "sub/img0.png"):
+    for name in ("img10.PNG", "img2.jpeg", "img1.Tif", "notes.txt", ".hidden", "._img3.png", "sub/img0.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [path.name for path in image_files(tmp_path)] == ["img1.Tif", "img2.jpeg", "img10.PNG"]

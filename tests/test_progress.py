@@ -49,6 +49,19 @@ def test_a_bar_per_kind_of_work(make_terminal):
     assert re.match(r"fitting tiles +[━╸╺ ]+ +5/9 +", fitting)
 
 
+def test_a_plain_line_where_rich_is_missing(make_terminal, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    terminal = make_terminal()
+    with terminal_progress() as progress:
+        for done in range(1, 4):
+            progress(done, 3, "images")
+    assert [line.strip() for line in terminal.getvalue().split("\r")[1:]] == [
+        "images: 1/3",
+        "images: 2/3",
+        "images: 3/3",
+    ]
+
+
 def test_work_of_the_same_kind_uses_its_bar_again(make_terminal):
     terminal = make_terminal()
     with terminal_progress() as progress:

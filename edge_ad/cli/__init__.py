@@ -58,6 +58,10 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = import_module(f"{__name__}.{cmd_name}").command
+        for option in command.params:
+            if isinstance(option, click.Option):
+                flag = max(option.opts, key=len).lstrip("-")
+                option.envvar = f"EDGE_AD_{cmd_name}_{flag}".replace("-", "_").upper()
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -95,10 +99,12 @@ def installed_version(package: str) -> str | None:
 @click.group(
     cls=LazyGroup,
     invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "EDGE_AD"},
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.option("-v", "--verbose", is_flag=True, is_eager=True, help="Show where an error comes from.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bars, no remarks.")
+@click.option(
+    "-v", "--verbose", is_flag=True, is_eager=True, envvar="EDGE_AD_VERBOSE", help="Show where an error comes from."
+)
+@click.option("-q", "--quiet", is_flag=True, envvar="EDGE_AD_QUIET", help="No progress bars, no remarks.")
 @click.option(
     "--version",
     is_flag=True,
@@ -111,7 +117,8 @@ def group(ctx: click.Context, verbose: bool, quiet: bool) -> None:
     """Visual anomaly detection on the edge: train, evaluate, export, run and benchmark tile models.
 
     Exit codes: 0 done; 1 the run failed; 2 usage or bad input; 3 a gate was not met; 4 device, engine or extra missing.
-    Every option can be set in the environment: EDGE_AD_PREDICT_DEVICE=GPU is predict --device GPU.
+    Every option of a command can be set in the environment: EDGE_AD_PREDICT_DEVICE=GPU is predict --device GPU; so can
+    EDGE_AD_QUIET and EDGE_AD_VERBOSE.
     """
     ctx.ensure_object(dict).update(verbose=verbose, quiet=quiet)
     if ctx.invoked_subcommand is None:

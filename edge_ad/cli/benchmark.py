@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +17,7 @@ from edge_ad.cli.options import (
     threads_option,
     write_json,
 )
-from edge_ad.progress import Progress, no_progress
+from edge_ad.progress import no_progress, plain_progress
 from edge_ad.runtime.session import ExecutionPrecision
 
 Timed = TypeVar("Timed")
@@ -74,7 +72,7 @@ def command(
     from edge_ad.benchmarks.run import run_benchmark
     from edge_ad.errors import GateError, InputError
 
-    show_progress = no_progress if obj["quiet"] else _progress()
+    show_progress = no_progress if obj["quiet"] else plain_progress()
 
     def timed(run: Callable[..., Timed], what: object, **options: object) -> Timed:
         return run(
@@ -109,6 +107,8 @@ def command(
             markdown_path,
         )
         return
+    if batch == 0 and throughput_iterations is not None:
+        raise InputError("--throughput-iterations: no throughput is measured with --batch 0; leave one of them out")
     report = timed(run_benchmark, bundles[0], batch=batch, throughput_iterations=throughput_iterations)
     _write(report.to_json(), rendering.to_text(report), rendering.to_markdown(report), json_path, markdown_path)
     if html_path:
@@ -126,18 +126,3 @@ def _write(value: Any, text: str, markdown: str, json_path: str | None, markdown
         write_json(json_path, value)
     if markdown_path:
         atomic.write_text(markdown_path, markdown)
-
-
-def _progress() -> Progress:
-    """One line on a terminal, rewritten at every per cent: plain, since edge boxes have no rich."""
-    began: dict[str, float] = {}
-
-    def show(done: int, total: int, what: str) -> None:
-        now = time.monotonic()
-        first = began.setdefault(what, now)
-        if sys.stderr.isatty() and done * 100 // total != (done - 1) * 100 // total:
-            left_min = (now - first) / max(done - 1, 1) * (total - done) / 60
-            left = f", {left_min:.0f} min left" if left_min >= 1 else ""
-            click.echo(f"\r{what}: {done}/{total}{left:14}", err=True, nl=done == total)
-
-    return show

@@ -88,7 +88,7 @@ def command(
     from edge_ad.training.run_folder import RunFolder
     from edge_ad.training.trainer import open_device
 
-    dataset = read_dataset(data, layout, category)
+    dataset = read_dataset(data, layout, category, trains=False)
     if not dataset.test:
         raise EmptyDataError(f"{data} has no test images in layout {layout!r}")
     defects_config = defects_config_of(dataset)

@@ -44,6 +44,7 @@ def command(
     the old and the new thresholds reject of the images is told: of the very images that the new ones were fitted on.
     """
     from edge_ad.bundle.files import SIGNATURE_NAME, read_bundle
+    from edge_ad.errors import InputError
     from edge_ad.evaluation.operating_point import (
         fit_operating_point,
         merged_by,
@@ -51,18 +52,22 @@ def command(
         rejected,
         write_operating_point,
     )
-    from edge_ad.evaluation.thresholds import ThresholdRule
+    from edge_ad.evaluation.thresholds import Statistic, ThresholdRule
     from edge_ad.progress import terminal_progress
     from edge_ad.runtime.loading import open_detector
     from edge_ad.runtime.predictions import named_images
     from edge_ad.runtime.session import ExecutionPrecision
 
-    ThresholdRule.parse(rule)
+    chosen = ThresholdRule.parse(rule)
+    if chosen.statistic is Statistic.F1 and bad is None:
+        raise InputError("--rule f1 needs defective images too; give --bad, or choose another --rule")
     found = read_bundle(bundle, require_signature=require_signature)
     old = found.manifest
     manifest = merged_by(old, ScoreMerge(score_merge)) if score_merge else old
     pixel_format = PixelFormat(bits, Alpha(alpha))
     files = [[path for _, path in named_images([folder])] for folder in (good, bad) if folder]
+    if bad is None:
+        chosen.check_normal(len(files[0]))
     with (
         open_detector(found.path, manifest, precision=ExecutionPrecision.F32) as detector,
         terminal_progress(not obj["quiet"]) as progress,

@@ -113,8 +113,16 @@ class Layout(Protocol):
         """The images of one category. Raises the errors of `read_dataset`."""
 
 
-def read_dataset(root: str | Path, layout: str = "mvtec", category: str | None = None) -> Dataset:
+def read_dataset(
+    root: str | Path, layout: str = "mvtec", category: str | None = None, *, trains: bool = True
+) -> Dataset:
     """Find the images of a data set.
+
+    Args:
+        root: its folder.
+        layout: how it is organised.
+        category: where it has several.
+        trains: it is to have normal training images; else test images are enough.
 
     Raises:
         DataNotFoundError: no such folder or category.
@@ -129,7 +137,7 @@ def read_dataset(root: str | Path, layout: str = "mvtec", category: str | None =
     if not root.is_dir():
         raise DataNotFoundError(f"data folder {root} not found")
     dataset = LAYOUTS[layout].read(root, category)
-    if not dataset.train:
+    if not dataset.train and (trains or not dataset.test):
         if not dataset.test and not any(_files(root)):
             raise EmptyDataError(f"{root} holds no image ({', '.join(IMAGE_SUFFIXES)})")
         raise NoNormalImagesError(f"{root}: no normal training image in layout {layout!r}; choose another --layout")

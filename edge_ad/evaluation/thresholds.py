@@ -88,12 +88,12 @@ class ThresholdRule:
         """
         if self.statistic is Statistic.F1:
             raise UndefinedMetricError(
-                "threshold rule 'f1' needs labelled images, normal and anomalous; choose another for normal images"
+                "threshold rule 'f1' needs labelled images, normal and anomalous; give both, or choose another rule"
             )
         if count < self.minimum_images:
             raise TooFewImagesError(
-                f"threshold rule {str(self)!r} needs at least {self.minimum_images} held-out normal images, but got "
-                f"{count}; hold out more (--held-out), or choose another --threshold"
+                f"threshold rule {str(self)!r} needs at least {self.minimum_images} normal images that nothing was "
+                f"trained on, but got {count}; give more, or choose another rule"
             )
 
     def fit(self, values: ArrayLike, labels: ArrayLike | None = None) -> float:

@@ -78,11 +78,19 @@ def listed_as(device: str, available: Collection[str]) -> str | None:
     >>> listed_as("GPU.0", ["CPU", "GPU"]), listed_as("GPU", ["GPU.0", "GPU.1"]), listed_as("GPU.1", ["GPU"])
     ('GPU', 'GPU.0', None)
     """
-    return next((name for name in (device, f"{device}.0", device.removesuffix(".0")) if name in available), None)
+    names = (device, f"{device}.0", "GPU" if device == "GPU.0" else device)
+    return next((name for name in names if name in available), None)
 
 
 def not_found(device: str, engine: str, available: Iterable[str]) -> DeviceNotFoundError:
     """The error for a device that is not there; lists those that are."""
-    return DeviceNotFoundError(
-        f"device {device!r} is not one that {engine} finds here; found: {', '.join(available) or 'none'}"
-    )
+    message = f"device {device!r} is not one that {engine} finds here; found: {', '.join(available) or 'none'}"
+    kind = device.partition(":")[0]
+    if kind in ("CUDA", "TENSORRT"):
+        if engine == "OpenVINO":
+            message += "; NVIDIA devices run bundles of edge-ad export --format onnx"
+        else:
+            message += "; it needs pip install 'edge-ad[cuda]', and onnxruntime without -gpu uninstalled"
+    elif engine != "OpenVINO" and device != "CPU":
+        message += "; Intel devices run bundles of edge-ad export --format openvino"
+    return DeviceNotFoundError(message)

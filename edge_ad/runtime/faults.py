@@ -75,7 +75,7 @@ class FaultPolicy:
         reopen_attempts: in a row without a frame, after which the stream raises; None: for ever.
 
     Raises:
-        InputError: a fault does not take that action, or a number is out of range.
+        InputError: a fault does not take that action, a number is out of range, or one would have no effect.
     """
 
     no_frame: Action | str = Action.RAISE
@@ -100,8 +100,12 @@ class FaultPolicy:
                 f"{self.reopen_longest_s}"
             )
         for name in ("stall_s", "reopen_attempts"):
-            if (value := getattr(self, name)) is not None and value <= 0:
+            if (value := getattr(self, name)) is not None and not value > 0:
                 raise InputError(f"{name}: expected more than 0, but got {value}")
+        if self.stalled != Action.RAISE and self.stall_s is None:
+            raise InputError(f"stalled: {self.stalled} after how many seconds? While stall_s is None nothing stalls")
+        if self.reopen_attempts is not None and Action.REOPEN not in self.actions:
+            raise InputError("reopen_attempts: no fault is answered by reopen; leave it out, or say which")
 
     def __getitem__(self, fault: Fault) -> Action | str:
         """The action for ``fault``."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from edge_ad.bundle.files import check_unchanged, read_bundle
 from edge_ad.bundle.graph_reader import GraphReader
 from edge_ad.bundle.manifest import Graph, Manifest
-from edge_ad.errors import ManifestError, UnsupportedPrecisionError
+from edge_ad.errors import ManifestError, OutputWriteError, UnsupportedPrecisionError
 from edge_ad.records import from_plain
 from edge_ad.roi import Roi
 from edge_ad.runtime.detector import Detector
@@ -102,7 +102,9 @@ def open_detector(
     a CPU several are compiled at once, but not under a memory budget.
     """
     roi = read_roi(path, manifest)
-    if cache_dir is not None and memory_budget is None and (reason := _unwritable(cache_dir)):
+    if cache_dir is not None and (reason := _unwritable(cache_dir)):
+        if memory_budget is not None:
+            raise OutputWriteError(f"{cache_dir}: nothing can be written there ({reason}); heads are to be kept there")
         _LOGGER.warning("%s: nothing can be written there (%s); compiled graphs are not kept", cache_dir, reason)
         cache_dir = None
     reader = GraphReader(path, manifest, ahead=memory_budget is None)

@@ -134,6 +134,24 @@ def test_options_come_from_the_environment_too(run, monkeypatch, tiny_bundle):
     assert "GPU.7" in err
 
 
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_option_has_the_variable_of_its_flag(name):
+    command = cli.group.get_command(click.Context(cli.group), name)
+    for option in command.params:
+        if isinstance(option, click.Option):
+            flags = [flag.removeprefix("--").replace("-", "_").upper() for flag in option.opts]
+            assert option.envvar in [f"EDGE_AD_{name.upper()}_{flag}" for flag in flags]
+
+
+def test_no_version_of_a_container_is_an_option(run, monkeypatch, tiny_bundle):
+    """A gate must not pass because EDGE_AD_VERSION is set."""
+    bundle = tiny_bundle()
+    for value in ("1", "0.1.0"):
+        monkeypatch.setenv("EDGE_AD_VERSION", value)
+        assert run("inspect", bundle).code == 0
+        assert run("verify", "nothing").code == 2
+
+
 def test_quiet_silences_remarks(run, tiny_bundle, images, tmp_path):
     bundle = tiny_bundle()
     assert "2 inspected" in run("predict", bundle, images, "-o", tmp_path / "loud").err

@@ -82,7 +82,7 @@ def test_overwrite_replaces_bundles_alone(run, bundle: Path, good: Path, tmp_pat
 
 def test_f1_needs_defects(run, bundle: Path, good: Path, bad: Path, tmp_path: Path):
     code, _, err = run("threshold", bundle, "--good", good, "--rule", "f1", "-o", tmp_path / "new")
-    assert (code, "needs labelled images" in err) == (2, True)
+    assert (code, "--rule f1 needs defective images too; give --bad" in err) == (2, True)
     assert not (tmp_path / "new").exists()
     assert run("threshold", bundle, "--good", good, "--bad", bad, "--rule", "f1", "-o", tmp_path / "new").code == 0
     scale = read_bundle(tmp_path / "new").manifest.normalisation.score

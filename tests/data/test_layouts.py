@@ -221,6 +221,18 @@ def test_no_normal_images(tmp_path, layout, names):
         read_dataset(touch(tmp_path, *names), layout)
 
 
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [("mvtec", ["test/good/0.png", "test/dent/0.png"]), ("folder", ["normal_test/0.png", "abnormal/0.png"])],
+)
+def test_a_set_to_test_on_needs_no_training_images(tmp_path, layout, names):
+    dataset = read_dataset(touch(tmp_path, *names), layout, trains=False)
+    assert [sample.label for sample in dataset.test] == [0, 1]
+    assert dataset.train == ()
+    with pytest.raises(NoNormalImagesError):
+        read_dataset(touch(tmp_path / "neither", "train/ok/0.png"), layout, trains=False)
+
+
 def test_an_unknown_layout(tmp_path):
     with pytest.raises(LayoutError, match="unknown layout 'coco'; known: mvtec, visa, loco, btad, folder"):
         read_dataset(tmp_path, "coco")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from edge_ad.runtime.devices import DeviceInfo, list_devices, split_device
+from edge_ad.runtime.devices import DeviceInfo, list_devices, listed_as, not_found, split_device
 
 
 def test_the_cpu_is_found_by_every_engine() -> None:
@@ -23,6 +23,23 @@ def test_an_engine_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyP
         lambda name, *more: None if name == "openvino" else find_spec(name, *more),
     )
     assert {info.engine for info in list_devices()} == {"ONNX Runtime"}
+
+
+@pytest.mark.parametrize(
+    ("device", "engine", "remedy"),
+    [
+        ("CUDA:1", "OpenVINO", "NVIDIA devices run bundles of edge-ad export --format onnx"),
+        ("TENSORRT", "ONNX Runtime", "it needs pip install 'edge-ad[cuda]', and onnxruntime without -gpu uninstalled"),
+        ("GPU", "ONNX Runtime", "Intel devices run bundles of edge-ad export --format openvino"),
+        ("GPU", "OpenVINO", "found: CPU"),
+    ],
+)
+def test_a_device_of_the_other_engine_comes_with_its_remedy(device: str, engine: str, remedy: str) -> None:
+    assert str(not_found(device, engine, ["CPU"])).endswith(f"; {remedy}")
+
+
+def test_only_gpus_are_numbered() -> None:
+    assert [listed_as(device, ["CPU", "GPU"]) for device in ("GPU.0", "CPU.0", "GPU.1")] == ["GPU", None, None]
 
 
 @pytest.mark.parametrize(

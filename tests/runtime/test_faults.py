@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -112,6 +113,9 @@ def test_the_table_has_a_field_per_fault() -> None:
         ({"reopen_first_s": 31}, "expected 0 < reopen_first_s"),
         ({"stall_s": 0}, "stall_s: expected more than 0, but got 0"),
         ({"reopen_attempts": 0}, "reopen_attempts: expected more than 0"),
+        ({"stall_s": math.nan}, "stall_s: expected more than 0, but got nan"),
+        ({"stalled": "skip"}, "stalled: skip after how many seconds"),
+        ({"reopen_attempts": 3, "no_frame": "skip"}, "reopen_attempts: no fault is answered by reopen"),
     ],
 )
 def test_bad_policies(options: dict[str, Any], message: str) -> None:
@@ -615,8 +619,9 @@ def test_nothing_of_a_stream_waits_for_the_garbage_collector() -> None:
         for action in ("report", "skip", "fall_back"):
             for source in ("raise", "reopen"):
                 detector = _faulty(fake_detector(MANIFEST), {1: "raise", 2: "nan"})
+                attempts = 1 if source == "reopen" else None
                 policy = FaultPolicy(
-                    "skip", source, "raise", "raise", "skip", action, action, reopen_attempts=1, **QUICK
+                    "skip", source, "raise", "raise", "skip", action, action, reopen_attempts=attempts, **QUICK
                 )
                 standby = fake_detector(MANIFEST) if action == "fall_back" else None
                 scripts = [camera()]

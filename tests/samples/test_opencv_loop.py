@@ -17,7 +17,7 @@ import pytest
 from fake_session import fake_detector
 from tiny_bundle import expected_score, tiny_manifest
 
-from edge_ad.errors import SourceError
+from edge_ad.errors import InputError, SourceError
 from edge_ad.imaging import Color, resize
 from edge_ad.runtime import capture
 from edge_ad.runtime.detector import Detector
@@ -104,13 +104,22 @@ def test_errors_are_one_line(
     assert message in errors[0]
 
 
-def test_what_is_live(sample: ModuleType) -> None:
-    assert [sample.is_live(source) for source in ("0", "rtsp://10.0.0.7/a", "line.avi", "12.avi")] == [
-        True,
-        True,
-        False,
-        False,
-    ]
+def test_what_is_live(sample: ModuleType, tmp_path: Path) -> None:
+    video = tmp_path / "12.avi"
+    video.touch()
+    for source in ("0", "rtsp://10.0.0.7/a", "/dev/video0", "videotestsrc ! appsink"):
+        assert sample.is_live(source)
+    for source in (str(video), f"file://{video}"):
+        assert not sample.is_live(source)
+
+
+def test_an_opencv_without_windows(sample: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def imshow(name: str, frame: object) -> None:
+        raise cv2.error("The function is not implemented")
+
+    monkeypatch.setattr(cv2, "imshow", imshow)
+    with pytest.raises(InputError, match=r"--show: this OpenCV has no windows; install opencv-python"):
+        sample.is_quit(np.zeros((3, 3, 3), np.uint8))
 
 
 class _FlakyCamera:
