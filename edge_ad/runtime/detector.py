@@ -43,7 +43,7 @@ from edge_ad.runtime.stream import Stream, StreamOptions, close_streams
 from edge_ad.setups import ExtractorScope
 from edge_ad.tiling import WHOLE, Location, MapMerger, Size
 
-CLOSE_TIMEOUT_S = 10.0  # far above any call's time
+CLOSE_TIMEOUT_S = 30.0  # above any call's time
 
 
 @dataclass(frozen=True, eq=False)
