@@ -4,6 +4,8 @@
     <!-- end -->
     <!-- verdicts: methods -->         what the same bundles find and reject at their thresholds
     <!-- end -->
+    <!-- peers: peers -->              lines of ``benchmarks/peers/compare.py``: ours, theirs, and the difference
+    <!-- end -->
     <!-- reports: nvidia_h200 -->      reports of ``edge-ad benchmark --json`` in benchmarks/reference/nvidia_h200/
     <!-- end -->
     <!-- ratios: amd_epyc -->          of the same: nine tiles in int8 over other precisions, and over one tile
@@ -37,7 +39,7 @@ LINES = Path(__file__).with_name("results")
 REPORTS = Path(__file__).parents[1] / "benchmarks" / "reference"
 SETS = {"bsdata": "BSData", "magnetic_tile": "magnetic tile", "casting512": "casting", "kolektorsdd": "KolektorSDD"}
 RESAMPLES = 1000
-BLOCK = re.compile(r"(<!-- (table|verdicts|reports|ratios): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (table|verdicts|peers|reports|ratios): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 BUNDLE = re.compile(r"(.+)-(sm256|ens9)-(int8|bf16|f32)")  # a report's name: method and backbone, setup, precision
 
 Measure = Callable[[Outcome], float | None]
@@ -82,6 +84,27 @@ def verdicts(records: Sequence[Record]) -> str:
             cells.append(" / ".join(f"{fmean(each):.0f}" if each else "-" for each in found))
         lines.append(_row((method, setup, *cells)))
     return "\n".join(lines)
+
+
+def peers(path: Path) -> str:
+    """Of every method and set image AUROC and AUPRO of ours, of theirs, and the difference; then of the sets' mean."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = {(line["method"], line["data"], line["side"]): line for line in lines}
+    rows = [_row(("method", "set", "ours", "anomalib", "difference")), _row(("---", "---", *["---:"] * 3))]
+    for method in dict.fromkeys(line["method"] for line in lines):
+        differences: dict[str, list[float]] = {"auroc": [], "aupro": []}
+        for name, shown in SETS.items():
+            ours, theirs = found[method, name, "ours"], found[method, name, "anomalib"]
+            both = {}
+            for measure, values in differences.items():
+                if ours[measure] is not None:
+                    both[measure] = [100 * ours[measure], 100 * theirs[measure]]
+                    values.append(both[measure][0] - both[measure][1])
+            cells = [" / ".join(f"{each[side]:.1f}" for each in both.values()) for side in (0, 1)]
+            rows.append(_row((method, shown, *cells, " / ".join(f"{a - b:+.1f}" for a, b in both.values()))))
+        means = " / ".join(f"{fmean(values):+.1f}" for values in differences.values())
+        rows.append(_row((f"**{method}**", "**mean**", "", "", f"**{means}**")))
+    return "\n".join(rows)
 
 
 def reports(folder: Path) -> str:
@@ -264,6 +287,8 @@ def render(page: str) -> str:
         kind, name = found[2], found[3]
         if kind in ("reports", "ratios"):
             written = {"reports": reports, "ratios": ratios}[kind](REPORTS / name)
+        elif kind == "peers":
+            written = peers(LINES / f"{name}.jsonl")
         else:
             of_kind = {"table": table, "verdicts": verdicts}[kind]
             written = of_kind(list(Store(LINES / f"{name}.jsonl").read().values()))

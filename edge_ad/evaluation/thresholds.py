@@ -69,7 +69,7 @@ class ThresholdRule:
         return cls(statistic, parameter)
 
     def __str__(self) -> str:
-        return self.statistic if self.parameter is None else f"{self.statistic}:{self.parameter:.15g}"
+        return self.statistic.value if self.parameter is None else f"{self.statistic}:{self.parameter:.15g}"
 
     @property
     def minimum_images(self) -> int:
@@ -93,7 +93,7 @@ class ThresholdRule:
         if count < self.minimum_images:
             raise TooFewImagesError(
                 f"threshold rule {str(self)!r} needs at least {self.minimum_images} normal images that nothing was "
-                f"trained on, but got {count}; give more, or choose another rule"
+                f"trained on, but got {count}; give more (train: a larger --held-out), or choose another rule"
             )
 
     def fit(self, values: ArrayLike, labels: ArrayLike | None = None) -> float:

@@ -81,7 +81,7 @@ def test_other_rules_are_refused(text: str):
 def test_too_few_images_are_refused(rule: str, least: int):
     assert ThresholdRule.parse(rule).minimum_images == least
     assert np.isfinite(fit(rule, np.arange(least)))
-    with pytest.raises(TooFewImagesError, match=f"{rule}.* needs at least {least} held-out normal .* got {least - 1};"):
+    with pytest.raises(TooFewImagesError, match=f"{rule}.* needs at least {least} normal .* got {least - 1};"):
         fit(rule, np.arange(least - 1))
 
 
