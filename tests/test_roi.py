@@ -184,6 +184,20 @@ def test_maps_are_quiet_outside():
         assert (one[~INSIDE] == before[INSIDE].min()).all()
 
 
+def test_the_maps_scale_is_that_of_the_inside(with_blank_tile):
+    """Most of this image lies outside, where the map is as low as at its lowest place inside."""
+    run, _ = with_blank_tile
+    held_out = scene(12, THREE.image_size, seed=5)
+    inside = REGION.copy()
+    inside[:, 40:] = False
+    with run_detector(run) as raw:
+        raw.roi = Roi(inside)
+        scale = fit_normalisation(raw, held_out).map
+        maps = np.stack([raw.raw(image[None]).maps[0][inside] for image in held_out])
+    assert scale.low == pytest.approx(np.median(np.median(maps, axis=1)))
+    assert scale.low > maps.min(1).max()
+
+
 def test_a_blank_tile_is_not_run_and_has_no_part_in_the_score(with_blank_tile):
     run, path = with_blank_tile
     manifest = read_bundle(path).manifest

@@ -14,9 +14,10 @@ from edge_ad.evaluation.thresholds import fit_scales
 Summary = tuple[float, float, float]  # of an image or a tile: score, map maximum, map median
 
 
-def summary(score: np.float32, anomaly_map: NDArray[np.float32]) -> Summary:
-    """Of one image or tile, its map (h, w)."""
-    return float(score), float(anomaly_map.max()), float(np.median(anomaly_map))
+def summary(score: np.float32, anomaly_map: NDArray[np.float32], inside: NDArray[np.bool_] | None = None) -> Summary:
+    """Of one image or tile, its map (h, w); of the map only what is ``inside`` (h, w)."""
+    values = anomaly_map if inside is None else anomaly_map[inside]
+    return float(score), float(values.max()), float(np.median(values))
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,11 @@ class Detector:
         return self.manifest.setup.image_size
 
     @property
+    def inside(self) -> NDArray[np.bool_] | None:
+        """(H, W) True where the region of interest is; None where that is everywhere."""
+        return self.roi.inside if self.roi else None
+
+    @property
     def sessions(self) -> tuple[Session, ...]:
         """The extractor's session, where there is one, then the heads'."""
         return (*([self.shared] if self.shared else []), *self.heads.values())

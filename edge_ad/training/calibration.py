@@ -52,7 +52,7 @@ def fit_normalisation(
     found = []
     for index, (image, norm) in enumerate(zip(images, of_image, strict=True)):
         merged = detector.with_normalisation(norm).raw(image[None])
-        found.append(summary(merged.scores[0], merged.maps[0]))
+        found.append(summary(merged.scores[0], merged.maps[0], detector.inside))
         progress(index + 1, len(images), "thresholds")
     score, map_scale = RawValues.of(found).scales(rule)
     return replace(fitted, rule=f"{rule} on {len(images)} held-out normal images", score=score, map=map_scale)
@@ -104,7 +104,7 @@ def _parts(
         assert raw.global_scores is not None  # the setup has a global model
         assert raw.global_maps is not None
         whole = summary(raw.global_scores[0], raw.global_maps[0])
-        found.append((summary(raw.scores[0], raw.maps[0]), whole))
+        found.append((summary(raw.scores[0], raw.maps[0], detector.inside), whole))
         progress(index + 1, len(images), "fusion")
     return found
 
