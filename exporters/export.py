@@ -339,7 +339,7 @@ def _golden(
 ) -> tuple[Golden, ...]:
     """The first normal one of ``probes`` and the defective one of highest score, as the first of ``outputs`` has them.
 
-    Their maps may be off elsewhere as `_verify_tolerance` says of scores.
+    Their maps may be off elsewhere by `_tolerance`, as scores.
     """
     (stage / "golden").mkdir()
     exact = outputs[0]
@@ -347,21 +347,24 @@ def _golden(
     for label, index in (("normal", 0), ("anomalous", normal + int(exact.scores[normal:].argmax()))):
         relative = f"golden/{label}.png"
         (stage / relative).write_bytes(encode_png(probes[index]))
-        means, *others = (coarse_map(each.maps[index]) for each in outputs)
-        moved = max((float(np.abs(other - means).max()) for other in others), default=0.0)
-        tolerance = max(VERIFY_TOLERANCE * (scale.threshold - scale.low), 2 * moved)
-        raw_map = tuple(float(mean) for mean in means)
-        golden.append(Golden(label, file_entry(stage, relative), float(exact.scores[index]), raw_map, tolerance))
+        means = [coarse_map(each.maps[index]) for each in outputs]
+        tolerance = _tolerance(means, scale) * (scale.threshold - scale.low)
+        score, raw_map = float(exact.scores[index]), tuple(means[0].tolist())
+        golden.append(Golden(label, file_entry(stage, relative), score, raw_map, tolerance))
     return tuple(golden)
 
 
 def _verify_tolerance(results: dict[str, tuple[RawOutputs, Parity]], manifest: Manifest) -> float:
-    """How far a golden score may be off on another machine, in units of the score scale.
+    """How far a golden score may be off on another machine, in units of the score scale."""
+    return _tolerance([outputs.scores for outputs, _ in results.values()], manifest.normalisation.score)
 
-    At least `VERIFY_TOLERANCE`, and twice what the device's default precision moved the scores here: verification
-    tells a broken device from a rounding one.
+
+def _tolerance(values: Sequence[NDArray[np.float32]], scale: Scale) -> float:
+    """How far ``values[0]`` may be off on another machine, the others being of other precisions; in units of ``scale``.
+
+    At least `VERIFY_TOLERANCE`, and twice what the device's default precision moved them here: verification tells a
+    broken device from a rounding one.
     """
-    scale = manifest.normalisation.score
-    exact, *others = (outputs.scores for outputs, _ in results.values())
-    moved = max((float(np.abs(scores - exact).max()) for scores in others), default=0.0)
+    exact, *others = values
+    moved = max((float(np.abs(other - exact).max()) for other in others), default=0.0)
     return max(VERIFY_TOLERANCE, 2 * moved / (scale.threshold - scale.low))

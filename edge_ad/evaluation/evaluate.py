@@ -18,7 +18,7 @@ from edge_ad.evaluation.curve import Curve
 from edge_ad.evaluation.image_metrics import ImageCurves, ImageMetrics, check_labels, image_auroc, image_metrics
 from edge_ad.evaluation.mask_metrics import MaskMetrics
 from edge_ad.evaluation.pixel_metrics import PRO_LIMIT, PixelCurves, PixelMetrics, pooled_metrics
-from edge_ad.evaluation.pixel_pool import label_regions, lost_regions, pool_pixels
+from edge_ad.evaluation.pixel_pool import pool_pixels, regions_and_lost
 from edge_ad.evaluation.spro import SPRO_LIMIT, SproMetrics, spro_metrics
 from edge_ad.imaging import image_size, resize_map
 from edge_ad.progress import Progress, no_progress
@@ -236,11 +236,9 @@ def _pixels(
         kinds.setdefault(sample.defect if sample.label else _NORMAL, []).append(index)
     pools, lost, mask = {}, 0, None
     for kind, chosen in sorted(kinds.items()):
-        labels = []
-        for index in chosen:
-            whole = _mask_of(samples[index], size)
-            labels.append(label_regions(whole, size))
-            lost += lost_regions(whole, size)
+        labelled = [regions_and_lost(_mask_of(samples[index], size), size) for index in chosen]
+        labels = [each for each, _ in labelled]
+        lost += sum(vanished for _, vanished in labelled)
         regions = [_regions(samples[index], size, defects_config) for index in chosen]
         resized = [resize_map(maps[index], size) for index in chosen]
         pools[kind] = pool_pixels(resized, labels, regions)

@@ -67,20 +67,17 @@ def label_regions(mask: NDArray[np.bool_], size: Size | None = None) -> NDArray[
     Numbered before they are resized, by the nearest pixel: a crack of one pixel that a smaller mask shows in pieces
     stays one region. A region that vanishes leaves a gap in the numbers.
     """
-    return _label_and_count(mask, size)[0]
+    return regions_and_lost(mask, size)[0]
 
 
-def lost_regions(mask: NDArray[np.bool_], size: Size) -> int:
-    """How many connected regions of ``mask`` (H, W) vanish at ``size``."""
-    labels, count = _label_and_count(mask, size)
-    return count - int(np.count_nonzero(np.unique(labels)))
-
-
-def _label_and_count(mask: NDArray[np.bool_], size: Size | None) -> tuple[NDArray[np.int32], int]:
+def regions_and_lost(mask: NDArray[np.bool_], size: Size | None = None) -> tuple[NDArray[np.int32], int]:
+    """`label_regions`, and how many regions vanish at ``size``."""
     count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=CONNECTIVITY)
+    lost = 0
     if size is not None and size != mask.shape:
         labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    return np.asarray(labels, np.int32), count - 1  # 0 is the background
+        lost = count - 1 - int(np.count_nonzero(np.unique(labels)))  # 0 is the background
+    return np.asarray(labels, np.int32), lost
 
 
 def pool_pixels(

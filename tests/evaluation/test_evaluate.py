@@ -16,7 +16,7 @@ from edge_ad.errors import InputError, MaskSizeError, NonFiniteValuesError, Unde
 from edge_ad.evaluation.evaluate import evaluate, predict
 from edge_ad.evaluation.image_metrics import Confusion
 from edge_ad.evaluation.pixel_metrics import pixel_metrics
-from edge_ad.evaluation.pixel_pool import label_regions, lost_regions, pool_pixels
+from edge_ad.evaluation.pixel_pool import label_regions, pool_pixels, regions_and_lost
 from edge_ad.imaging import resize_mask, write_png
 
 
@@ -103,8 +103,8 @@ def test_every_region_that_vanishes_is_counted():
     mask[100:200, 100:200] = True
     for index in range(20):
         mask[301 + 20 * index, 501] = True
-    assert lost_regions(mask, (256, 256)) == 20
-    assert lost_regions(mask, (1024, 1024)) == lost_regions(~mask, (256, 256)) == 0
+    assert regions_and_lost(mask, (256, 256))[1] == 20
+    assert regions_and_lost(mask, (1024, 1024))[1] == regions_and_lost(~mask, (256, 256))[1] == 0
 
 
 def test_a_set_without_masks_has_no_pixel_metrics(tmp_path: Path):
