@@ -32,6 +32,7 @@ from edge_ad.methods.ast import (
     FlowHead,
 )
 from edge_ad.methods.backbone import DEFAULT_BACKBONE
+from edge_ad.methods.batch_statistics import left_alone
 from edge_ad.methods.efficient_ad import hard_loss, quantile_scale, squared_distance
 from edge_ad.methods.gradient import Inputs, Schedule, Stage
 from edge_ad.methods.photographs import Photographs
@@ -174,7 +175,9 @@ class EfficientAdAst(AstModel):
         losses = [hard_loss(z, of_teacher) if self.hard else (z - of_teacher).square().mean()]
         losses += [(z - made).square().mean(), (made - of_autoencoder).square().mean()]
         if self.photographs:
-            away, _ = head.imitations(self.extract(self.photographs.draw(len(features), self.device))[0])
+            photographs = self.photographs.draw(len(features), self.device)
+            with left_alone(head.student):  # inference normalises by what normal tiles look like
+                away, _ = head.imitations(self.extract(photographs)[0])
             losses.append(away.square().mean())
         return torch.stack(losses).sum()
 

@@ -1,7 +1,8 @@
 """Methods whose heads are trained by gradient descent: one loop for all of them.
 
 A method says what its head is, what its loss is, and under which named schedules it is trained; batches, validation,
-seeds, divergence and progress are here. Extractors are frozen and tiles are not augmented, see `HeadInputs`.
+seeds, divergence and progress are here. Extractors are frozen and their features are held, see `HeadInputs`: a method
+that augments does so in its loss.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from edge_ad.errors import BatchTooLargeError, DivergedError, InputError, TooFewImagesError
+from edge_ad.methods.batch_statistics import measured_anew
 from edge_ad.methods.full_float32 import full_float32
 from edge_ad.methods.head_inputs import HeadInputs
 from edge_ad.methods.photographs import Photographs
@@ -33,6 +34,7 @@ VALIDATION_FRACTION = 0.2  # of the training images, where a schedule keeps the 
 STEPS_PER_LOOK = {"cpu": 1, "cuda": 50}
 
 SETTLING_BATCHES = 8  # that batch normalisation is measured on once the weights stand
+VALIDATION_BATCHES = 2  # and before each validation: enough to tell states apart, in a tenth of an epoch's time or less
 
 Inputs = tuple[Tensor, ...]  # what a head is fed: the tile where it takes it, then the features
 
@@ -239,7 +241,7 @@ class GradientModel(TileModel):
             if step == int(schedule.decay_at * steps) < steps:
                 _decay(optimiser)
             if validates:
-                value = self._validate(stage, head.eval(), inputs, validation)
+                value = self._validate(stage, head, inputs, training, validation)
                 _check_finite(value, where, step, good)
                 validated.append((step, value))
                 if value < lowest:
@@ -247,31 +249,20 @@ class GradientModel(TileModel):
             progress(step, steps, stage.what)
         if schedule.keep_best:
             head.load_state_dict(best)
-        self._settle(stage, head, inputs, training)
+        self._settle(stage, head, inputs, training, SETTLING_BATCHES)
         sums = torch.stack([value.detach().sum() for value in stage.module.parameters()])
         _check_finite(sums.sum().item(), where, steps, good)
         return Losses(stage.what, tuple(seen), tuple(validated), kept)
 
     @torch.no_grad()
     @full_float32()
-    def _settle(self, stage: Stage, head: nn.Module, inputs: HeadInputs, training: Sequence[int]) -> None:
-        """Measure the means and variances of batch normalisation anew, over `SETTLING_BATCHES` with the weights kept.
-
-        While weights move, their running averages lag: after 20 steps an eighth of them is still what they began as.
-        Source: Wu and Johnson, "Rethinking Batch in BatchNorm", arXiv 2105.07576, section 3 ("PreciseBN").
-        """
-        layers = [layer for layer in stage.module.modules() if isinstance(layer, _BatchNorm)]
-        if not layers:
-            return
-        momenta = [layer.momentum for layer in layers]
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # the plain mean of all batches
-        head.train()
-        for batch in itertools.islice(_batches(training, self.schedule.batch_size), SETTLING_BATCHES):
-            stage.loss(head, inputs[batch])
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
+    def _settle(self, stage: Stage, head: nn.Module, inputs: HeadInputs, training: Sequence[int], batches: int) -> None:
+        """Measure what batch normalisation computes with anew, over ``batches`` with the weights kept."""
+        with measured_anew(stage.module) as any_is_there:
+            if any_is_there:
+                head.train()
+                for batch in itertools.islice(_batches(training, self.schedule.batch_size), batches):
+                    stage.loss(head, inputs[batch])
 
     @torch.no_grad()
     @full_float32()
@@ -289,13 +280,20 @@ class GradientModel(TileModel):
 
     @torch.no_grad()
     @full_float32()
-    def _validate(self, stage: Stage, head: nn.Module, inputs: HeadInputs, indices: Sequence[int]) -> float:
-        """Mean loss over the tiles. What a loss draws at random, such as photographs, it draws alike each time."""
+    def _validate(
+        self, stage: Stage, head: nn.Module, inputs: HeadInputs, training: Sequence[int], validation: Sequence[int]
+    ) -> float:
+        """Mean loss over the validation tiles, by normalisation that does not lag.
+
+        What is drawn at random, such as photographs, is drawn alike each time, and changes nothing of the training.
+        """
         total = torch.zeros((), device=self.device)
         with _seeded(0, self.device):
-            for batch in inputs.batches(indices, self.schedule.batch_size):
+            self._settle(stage, head, inputs, training, VALIDATION_BATCHES)
+            head.eval()
+            for batch in inputs.batches(validation, self.schedule.batch_size):
                 total += stage.loss(head, batch) * len(batch[0])
-        return (total / len(indices)).item()
+        return (total / len(validation)).item()
 
     def _held_out(self, images: int) -> int:
         held = self.schedule.keep_best or self.holds_out

@@ -1,6 +1,6 @@
 """What a head is fed, tile by tile, for methods that come back to the same tiles: epochs of training, a coreset.
 
-Extractors are frozen and tiles are not augmented, so features are extracted once and held, where they are wanted, while
+Extractors are frozen and see every tile as it is, so features are extracted once and held, where they are wanted, while
 they fit in memory.
 """
 
