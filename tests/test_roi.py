@@ -233,6 +233,21 @@ def test_blank_tiles_do_not_spoil_thresholds_of_tiles(with_blank_tile):
     assert np.mean(flagged) <= 0.2
 
 
+def test_the_scales_of_tiles_are_those_of_their_inside(with_blank_tile):
+    """A tile that shows mostly paint: the median of its map is that of what is looked at."""
+    run, _ = with_blank_tile
+    held_out = scene(12, THREE.image_size, seed=5)
+    inside = REGION.copy()
+    inside[8:, :48] = False
+    with run_detector(run) as raw:
+        raw.roi = Roi(inside)
+        normalisation = fit_normalisation(raw, held_out, stage=NormalisationStage.TILE)
+        maps = np.stack([raw.tiles(image[None])[0][2][0] for image in held_out])
+    expected = np.median([np.median(each[inside[:32, :48]]) for each in maps])
+    assert normalisation.tile_map[0].low == pytest.approx(expected)
+    assert normalisation.tile_map[0].low != pytest.approx(np.median(maps), rel=0.05)
+
+
 def test_a_blank_tile_costs_an_image_nothing(with_blank_tile, capsys):
     _, path = with_blank_tile
     manifest = read_bundle(path).manifest

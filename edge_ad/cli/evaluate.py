@@ -112,6 +112,7 @@ def command(
             dataset.test,
             threshold=detector.manifest.normalisation.score.threshold,
             map_threshold=detector.manifest.normalisation.map.threshold,
+            inside=detector.inside,
             metrics_size=metrics_size,
             pro_limit=pro_limit,
             defects_config=defects_config,

@@ -117,6 +117,7 @@ def command(
     from edge_ad.evaluation.thresholds import ThresholdRule
     from edge_ad.methods import create_model, method_class
     from edge_ad.methods.parameters import parse_parameters
+    from edge_ad.methods.seeding import seeded
     from edge_ad.progress import terminal_progress
     from edge_ad.roi import Roi
     from edge_ad.setups import make_setup
@@ -153,7 +154,9 @@ def command(
             roi=Roi.read(roi, chosen.image_size) if roi else None,
             progress=progress,
         )
-        model = create_model(method, chosen.tile_size, **parameters).to(train_on)
+        with seeded(seed):  # of an extractor with random weights
+            model = create_model(method, chosen.tile_size, **parameters)
+        model.to(train_on)
         run = train(
             model,
             chosen,

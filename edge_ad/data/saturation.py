@@ -66,6 +66,12 @@ class Region:
     mask: NDArray[np.bool_]
     saturation_px: float
 
+    def within(self, inside: NDArray[np.bool_]) -> Region | None:
+        """What of it is ``inside`` (H, W), complete at its saturation area or as a whole; None where nothing is."""
+        mask = self.mask & inside
+        found = int(np.count_nonzero(mask))
+        return Region(mask, min(self.saturation_px, found)) if found else None
+
 
 def defects_config_of(dataset: Dataset) -> DefectsConfig | None:
     """What a data set's layout says of its regions; None where the layout has no such file, or the set no masks.

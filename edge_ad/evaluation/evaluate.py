@@ -18,9 +18,9 @@ from edge_ad.evaluation.curve import Curve
 from edge_ad.evaluation.image_metrics import ImageCurves, ImageMetrics, check_labels, image_auroc, image_metrics
 from edge_ad.evaluation.mask_metrics import MaskMetrics
 from edge_ad.evaluation.pixel_metrics import PRO_LIMIT, PixelCurves, PixelMetrics, pooled_metrics
-from edge_ad.evaluation.pixel_pool import pool_pixels, regions_and_lost
+from edge_ad.evaluation.pixel_pool import NOT_COUNTED, pool_pixels, regions_and_lost
 from edge_ad.evaluation.spro import SPRO_LIMIT, SproMetrics, spro_metrics
-from edge_ad.imaging import image_size, resize_map
+from edge_ad.imaging import image_size, resize_map, resize_mask
 from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import Size
 
@@ -91,6 +91,8 @@ class PixelEvaluation:
             were told apart.
         lost_regions: how many regions vanish at ``size`` and are not counted: choose a larger one where it is not 0.
         mask: of the masks at ``map_threshold``, a raw map value; both None where none was given.
+        inside: fraction of the image inside the region of interest, which alone is compared; None without one.
+        outside_regions: how many regions lie outside of it wholly, and are not counted.
     """
 
     metrics: PixelMetrics
@@ -101,6 +103,8 @@ class PixelEvaluation:
     lost_regions: int
     mask: MaskMetrics | None
     map_threshold: float | None
+    inside: float | None = None
+    outside_regions: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +157,7 @@ def evaluate(
     *,
     threshold: float,
     map_threshold: float | None = None,
+    inside: NDArray[np.bool_] | None = None,
     batch_size: int = 1,
     metrics_size: Size | None = None,
     pro_limit: float = PRO_LIMIT,
@@ -168,6 +173,8 @@ def evaluate(
         samples: the N test samples, in order.
         threshold: of raw image scores, fixed beforehand.
         map_threshold: of raw maps, fixed beforehand; masks are not measured where None.
+        inside: (H, W) true in the region of interest; pixels outside of it, where nothing can be found and no alarm be
+            raised, are not compared. Everywhere where None.
         batch_size: images per call of the predictor.
         metrics_size: (H, W) where pixels are compared; the predictor's image size where None.
         pro_limit, spro_limit: false-positive rates up to which AUPRO and AU-sPRO integrate.
@@ -194,6 +201,7 @@ def evaluate(
             samples,
             metrics_size or predictor.image_size,
             map_threshold,
+            inside,
             pro_limit,
             defects_config,
             spro_limit,
@@ -225,6 +233,7 @@ def _pixels(
     samples: Sequence[Sample],
     size: Size,
     map_threshold: float | None,
+    inside: NDArray[np.bool_] | None,
     pro_limit: float,
     defects_config: DefectsConfig | None,
     spro_limit: float,
@@ -234,12 +243,18 @@ def _pixels(
     kinds: dict[str, list[int]] = {}
     for index, sample in enumerate(samples):
         kinds.setdefault(sample.defect if sample.label else _NORMAL, []).append(index)
-    pools, lost, mask = {}, 0, None
+    region = None if inside is None else resize_mask(inside, size)
+    pools, lost, outside, spro_outside, mask = {}, 0, 0, 0, None
     for kind, chosen in sorted(kinds.items()):
         labelled = [regions_and_lost(_mask_of(samples[index], size), size) for index in chosen]
         labels = [each for each, _ in labelled]
         lost += sum(vanished for _, vanished in labelled)
         regions = [_regions(samples[index], size, defects_config) for index in chosen]
+        if region is not None:
+            outside += sum(_leave_out(each, ~region) for each in labels)
+            spro_outside += sum(map(len, regions))
+            regions = [[part for each in of_image if (part := each.within(region))] for of_image in regions]
+            spro_outside -= sum(map(len, regions))
         resized = [resize_map(maps[index], size) for index in chosen]
         pools[kind] = pool_pixels(resized, labels, regions)
         if map_threshold is not None:
@@ -256,9 +271,17 @@ def _pixels(
     spro = None
     if defects_config is not None:
         spro_found, spro_curves = spro_metrics(normal, pools, spro_limit)
-        spro_lost = sum(len(sample.masks) for sample in samples) - spro_found.regions
+        spro_lost = sum(len(sample.masks) for sample in samples) - spro_found.regions - spro_outside
         spro = SproEvaluation(spro_found, spro_curves, spro_lost)
-    return PixelEvaluation(metrics, curves, aupro_by_defect, spro, size, lost, mask, map_threshold)
+    share = None if region is None else float(region.mean())
+    return PixelEvaluation(metrics, curves, aupro_by_defect, spro, size, lost, mask, map_threshold, share, outside)
+
+
+def _leave_out(labels: NDArray[np.int32], outside: NDArray[np.bool_]) -> int:
+    """Mark what of ``labels`` is ``outside`` as not counted, in place; how many regions are gone."""
+    before = np.unique(labels[labels > 0])
+    labels[outside] = NOT_COUNTED
+    return len(before) - len(np.unique(labels[labels > 0]))
 
 
 def _regions(sample: Sample, size: Size, config: DefectsConfig | None) -> list[Region]:

@@ -7,6 +7,8 @@ from dataclasses import astuple, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_ad.evaluation.pixel_pool import NOT_COUNTED
+
 
 @dataclass(frozen=True)
 class MaskMetrics:
@@ -30,8 +32,8 @@ class MaskMetrics:
     def of(
         cls, anomaly_map: NDArray[np.float32], labels: NDArray[np.int32], threshold: float, *, is_normal: bool
     ) -> MaskMetrics:
-        """Of one raw map (H, W), the labels of its regions (`label_regions`), and the map's raw threshold."""
-        marked, inside = anomaly_map >= np.float32(threshold), labels > 0
+        """Of one raw map (H, W), the labels of its regions (as `pool_pixels` has them), and the map's raw threshold."""
+        marked, inside = (anomaly_map >= np.float32(threshold)) & (labels != NOT_COUNTED), labels > 0
         hits = int(np.count_nonzero(marked & inside))
         return cls(
             true_positives=hits,

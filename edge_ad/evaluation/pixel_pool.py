@@ -25,6 +25,7 @@ from edge_ad.evaluation.curve import Curve
 from edge_ad.tiling import Size, format_size
 
 CONNECTIVITY = 8
+NOT_COUNTED = -1  # in labels: neither a region nor normal
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ def pool_pixels(
     """Pool raw maps float32 (H, W) with the `label_regions` of their masks.
 
     Args:
-        maps, labels: of each image.
+        maps, labels: of each image; pixels labelled `NOT_COUNTED` are left out.
         regions: of each image, where the data set defines them itself; their union is what is labelled.
 
     Raises:

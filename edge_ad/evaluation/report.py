@@ -31,6 +31,7 @@ def to_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
         "image": to_plain(evaluation.image),
         "auroc_by_defect": evaluation.auroc_by_defect,
         "pixel": None if pixel is None else {**to_plain(pixel.metrics), "lost_regions": pixel.lost_regions},
+        "region_of_interest": _region_json(pixel),
         "mask": _mask_json(pixel),
         "aupro_by_defect": {} if pixel is None else pixel.aupro_by_defect,
         "spro": _spro_json(pixel),
@@ -38,6 +39,12 @@ def to_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
         "image_size": list(evaluation.image_size),
         "ms_per_image": evaluation.predictions.ms_per_image,
     }
+
+
+def _region_json(pixel: PixelEvaluation | None) -> dict[str, Any] | None:
+    if pixel is None or pixel.inside is None:
+        return None
+    return {"share": pixel.inside, "outside_regions": pixel.outside_regions}
 
 
 def _mask_json(pixel: PixelEvaluation | None) -> dict[str, Any] | None:
@@ -117,6 +124,12 @@ def _pixel_notes(pixel: PixelEvaluation) -> list[str]:
         lost = max(pixel.lost_regions, 0 if spro is None else spro.lost_regions)
         notes += [
             f"{lost} regions vanish at {size} and are not counted: compare pixels at a larger --metrics-size.",
+            "",
+        ]
+    if pixel.inside is not None:
+        notes += [
+            f"Region of interest: {pixel.inside:.0%} of the image. Pixels outside are not compared, and "
+            f"{pixel.outside_regions} regions that lie there wholly are not counted.",
             "",
         ]
     return notes

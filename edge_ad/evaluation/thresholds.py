@@ -112,13 +112,14 @@ class ThresholdRule:
             return f1_threshold(values, labels)
         normal = _normal(values, labels)
         self.check_normal(len(normal))
+        above_all = float(np.nextafter(np.float32(normal.max()), np.float32(np.inf)))  # raw values are float32
         match self.statistic, self.parameter:
-            case Statistic.SIGMA, float(sigmas):
+            case Statistic.SIGMA, float(sigmas) if normal.std() > 0:
                 return float(np.float32(normal.mean() + sigmas * normal.std()))
             case Statistic.QUANTILE, float(quantile):
                 return float(np.float32(np.quantile(normal, quantile)))
-            case _:
-                return float(np.nextafter(np.float32(normal.max()), np.float32(np.inf)))  # raw values are float32
+            case _:  # equal values have no deviation, and are not anomalous
+                return above_all
 
 
 def f1_threshold(scores: ArrayLike, labels: ArrayLike) -> float:

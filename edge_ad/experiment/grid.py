@@ -46,12 +46,10 @@ class Cell:
     @property
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the method; of backbone and seed only what it has."""
-        common = {
-            "backbone": self.backbone.name,
-            "layers": self.backbone.layers,
-            "weights": self.backbone.weights_argument,
-            "seed": self.seed,
-        }
+        common: dict[str, Any] = {"seed": self.seed}
+        if _has_backbone(self.method):  # weights are another file to a method without
+            backbone = self.backbone
+            common |= {"backbone": backbone.name, "layers": backbone.layers, "weights": backbone.weights_argument}
         known = parameters(method_class(self.method))
         return {key: value for key, value in common.items() if key in known} | self.parameters
 
@@ -122,6 +120,8 @@ class Cell:
 def cells(config: Config) -> Iterator[Cell]:
     """Every cell, the seeds outermost: a table without deviations is complete early.
 
+    A method without a backbone has its cells below the first one alone.
+
     Raises:
         DataNotFoundError, LayoutError: categories were to be looked up, and the data set is not there.
     """
@@ -129,7 +129,12 @@ def cells(config: Config) -> Iterator[Cell]:
     for seed, (dataset, category), method, backbone, setup in product(
         config.seeds, categories, config.methods, config.backbones, config.setups
     ):
-        yield Cell(config, dataset, category, method, backbone, setup, seed)
+        if backbone is config.backbones[0] or _has_backbone(method):
+            yield Cell(config, dataset, category, method, backbone, setup, seed)
+
+
+def _has_backbone(method: str) -> bool:
+    return "backbone" in parameters(method_class(method))
 
 
 def _categories(dataset: DatasetEntry) -> tuple[str | None, ...]:

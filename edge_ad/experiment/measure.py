@@ -31,6 +31,7 @@ from edge_ad.experiment.record import Benchmark, Identity, ImageScore, Outcome, 
 from edge_ad.exporters.export import ExportOptions, export_run
 from edge_ad.imaging import image_size
 from edge_ad.methods import create_model
+from edge_ad.methods.seeding import seeded
 from edge_ad.methods.tile_model import TileModel
 from edge_ad.progress import Progress, no_progress
 from edge_ad.runtime.detector import Detector, RawResult
@@ -123,7 +124,9 @@ def _train(cell: Cell, workspace: Path, progress: Progress) -> Trained:
         held_out=cell.config.held_out,
         progress=progress,
     )
-    model = create_model(cell.method, setup.tile_size, **cell.arguments).to(open_device(cell.config.training_device))
+    with seeded(cell.seed):  # of an extractor with random weights
+        model = create_model(cell.method, setup.tile_size, **cell.arguments)
+    model.to(open_device(cell.config.training_device))
     run, training_s = _train_run(cell, model, images, workspace, progress)
     test = open_cache(dataset.test, setup.image_size, progress=progress).images
     areas = tuple(defect_area(sample) for sample in dataset.test)
@@ -226,11 +229,12 @@ def _outcomes(trained: Trained, detector: Detector, cost: _Cost, progress: Progr
         progress=progress,
     )
     executed = f"{detector.device} {detector.precision}"
-    rule = ThresholdRule.parse(cell.config.threshold)
+    rule, norm = ThresholdRule.parse(cell.config.threshold), detector.manifest.normalisation
     outcomes = {}
     for merge in cell.config.score_merges:
-        scores = recorded.merged(merge)
-        outcomes[merge] = _outcome(trained, evaluation, scores, rule.fit(held_out.merged(merge)), executed, cost)
+        # Held-out scores took part in their own fusion: thresholds of fused ones are fitted by leaving each out
+        threshold = norm.score.threshold if norm.fusion else rule.fit(held_out.merged(merge))
+        outcomes[merge] = _outcome(trained, evaluation, recorded.merged(merge), threshold, executed, cost)
     return outcomes
 
 

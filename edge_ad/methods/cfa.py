@@ -63,18 +63,34 @@ class CfaHead(nn.Module):
         described: Tensor = self.descriptor(placed).flatten(2).transpose(1, 2)
         return described
 
-    def nearest(self, described: Tensor, count: int) -> Tensor:
-        """Squared distances (N, P, count) to the nearest centres, ascending, of ``described`` (N, P, D)."""
+    def nearest(self, described: Tensor) -> Tensor:
+        """Squared distances (N, P, `NEAREST`) to the nearest centres, ascending, of ``described`` (N, P, D)."""
+        return F.relu(self._squared(described).topk(NEAREST, dim=2, largest=False).values)
+
+    def distances(self, described: Tensor) -> Tensor:
+        """Squared distances (N, P, `NEAREST` + `FARTHER`) likewise, for training.
+
+        A matrix of all distances is made for one tile at a time, and none is kept for the gradient: of 256 px that is
+        64 MB a tile, three times over.
+        """
+        with torch.autocast(described.device.type, enabled=False):  # see `_squared`
+            described = described.float()
+            with torch.no_grad():
+                count = NEAREST + FARTHER
+                found = torch.stack([self._squared(tile).topk(count, largest=False).indices for tile in described])
+            return torch.stack([(described - self.centres[each]).square().sum(2) for each in found.unbind(2)], dim=2)
+
+    def _squared(self, described: Tensor) -> Tensor:
+        """Squared distances (..., P, M) of ``described`` (..., P, D) to all centres, rounded, even below 0."""
         # The difference of large numbers: bfloat16 would leave nothing of it
         with torch.autocast(described.device.type, enabled=False):
             described = described.float()
-            squares = (described * described).sum(2, keepdim=True) + (self.centres * self.centres).sum(1)
-            distances = squares - 2 * (described @ self.centres.T)
-            return F.relu(distances.topk(count, dim=2, largest=False).values)
+            squares = (described * described).sum(-1, keepdim=True) + (self.centres * self.centres).sum(1)
+            return squares - 2 * (described @ self.centres.T)
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """(anomaly_map (N, 1, h, w), pred_score (N,)) float32."""
-        distances = self.nearest(self.describe(embedding), NEAREST).sqrt()
+        distances = self.nearest(self.describe(embedding)).sqrt()
         share = (-distances).softmax(2)[:, :, 0]
         anomaly_map = self.upsample((share * distances[:, :, 0]).reshape(-1, 1, *self.positions))
         return anomaly_map, anomaly_map.amax((1, 2, 3))
@@ -91,7 +107,7 @@ class Cfa(GradientModel):
         training: see `GradientModel`.
 
     Raises:
-        InputError: fewer centres than distances are taken to, or more than there are positions.
+        InputError: no dimensions; fewer centres than distances are taken to, or more than there are positions.
     """
 
     name: ClassVar[str] = "cfa"
@@ -120,8 +136,10 @@ class Cfa(GradientModel):
         self.positions = network.map_sizes(tile_size)[0]
         count = self.positions[0] * self.positions[1]
         self.channels = sum(spec.channels for spec in network.features)
-        self.dimensions = dimensions or self.channels
-        self.centres = centres or count
+        self.dimensions = self.channels if dimensions is None else dimensions
+        self.centres = count if centres is None else centres
+        if self.dimensions < 1:
+            raise InputError(f"dimensions: expected 1 or more, but got {self.dimensions}")
         if not NEAREST + FARTHER <= self.centres <= count:
             raise InputError(
                 f"centres: expected {NEAREST + FARTHER} to {count}, the positions of a tile, but got {self.centres}"
@@ -152,7 +170,7 @@ class Cfa(GradientModel):
     def loss(self, head: nn.Module, inputs: Inputs) -> Tensor:
         """Attraction to the nearest centres and repulsion from the next."""
         assert isinstance(head, CfaHead)
-        distances = head.nearest(head.describe(inputs[0]), NEAREST + FARTHER)
+        distances = head.distances(head.describe(inputs[0]))
         sphere = head.radius.square()
         attraction = F.relu(distances[:, :, :NEAREST] - sphere).mean()
         repulsion = F.relu(sphere - distances[:, :, NEAREST:] - MARGIN).mean()

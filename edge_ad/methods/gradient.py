@@ -12,7 +12,6 @@ import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -24,6 +23,7 @@ from edge_ad.methods.batch_statistics import measured_anew
 from edge_ad.methods.full_float32 import full_float32
 from edge_ad.methods.head_inputs import HeadInputs
 from edge_ad.methods.photographs import Photographs
+from edge_ad.methods.seeding import seeded
 from edge_ad.methods.tile_model import HeadInt8, Losses, TileModel, TileStream
 from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import Size
@@ -194,7 +194,7 @@ class GradientModel(TileModel):
         size = self.schedule.batch_size
         training, validation = self._split(tiles, seed)
         inputs = HeadInputs(tiles, self.device)
-        with _seeded(seed, self.device):
+        with seeded(seed, self.device):
             head = self.new_head().to(self.device)
             with torch.no_grad(), full_float32():
                 self.prepare(head, inputs.batches(training, size))
@@ -288,7 +288,7 @@ class GradientModel(TileModel):
         What is drawn at random, such as photographs, is drawn alike each time, and changes nothing of the training.
         """
         total = torch.zeros((), device=self.device)
-        with _seeded(0, self.device):
+        with seeded(0, self.device):
             self._settle(stage, head, inputs, training, VALIDATION_BATCHES)
             head.eval()
             for batch in inputs.batches(validation, self.schedule.batch_size):
@@ -332,11 +332,3 @@ def _check_finite(value: float, where: str, step: int, good: dict[str, Tensor]) 
             "train with a smaller -p learning_rate=...",
             {key: value.cpu() for key, value in good.items()},
         )
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's global generators seeded inside, and as before outside."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

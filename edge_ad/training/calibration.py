@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from edge_ad.bundle.manifest import Fusion, Normalisation, NormalisationStage, Scale
 from edge_ad.evaluation.raw_values import RawValues, Summary, summary
 from edge_ad.evaluation.thresholds import ThresholdRule
+from edge_ad.imaging import resize_mask
 from edge_ad.progress import Progress, no_progress
 from edge_ad.runtime.detector import Detector
+from edge_ad.tiling import WHOLE, Location
 
 NARROWEST = 0.05  # scale of a tile, of the median tile's
 STILL = 1e-3  # of the widest tile's scale: one below it never changes
@@ -39,7 +41,8 @@ def fit_normalisation(
         TooFewImagesError: fewer images than the rule needs.
     """
     raw = replace(detector.manifest.normalisation, stage=stage)
-    fitted, of_image = raw, [raw] * len(images)  # in place of ``fitted``, what the other images alone would give
+    # of_image[i] is ``fitted`` without image i, see `_left_out`
+    fitted, of_image = raw, [raw] * len(images)
     if stage is NormalisationStage.TILE:
         by_tile = _tile_summaries(detector, images, progress)
         fitted = _with_tiles(fitted, detector, by_tile, rule)
@@ -76,7 +79,8 @@ def _tile_summaries(detector: Detector, images: NDArray[np.uint8], progress: Pro
     """Of every image one per tile that is run, in grid order."""
     found = []
     for index, image in enumerate(images):
-        found.append([summary(scores[0], maps[0]) for _, scores, maps in detector.tiles(image[None])])
+        tiles = detector.tiles(image[None])
+        found.append([summary(scores[0], maps[0], _inside(detector, tile)) for tile, scores, maps in tiles])
         progress(index + 1, len(images), "thresholds per tile")
     return found
 
@@ -102,7 +106,7 @@ def _parts(
         raw = detector.with_normalisation(norm).raw(image[None])
         assert raw.global_scores is not None  # the setup has a global model
         assert raw.global_maps is not None
-        whole = summary(raw.global_scores[0], raw.global_maps[0])
+        whole = summary(raw.global_scores[0], raw.global_maps[0], _inside(detector, WHOLE))
         found.append((summary(raw.scores[0], raw.maps[0], detector.inside), whole))
         progress(index + 1, len(images), "fusion")
     return found
@@ -113,11 +117,26 @@ def _fusion(parts: Sequence[tuple[Summary, Summary]], rule: str) -> Fusion:
     return Fusion(*RawValues.of(tiles).scales(rule), *RawValues.of(whole).scales(rule))
 
 
-def widened(scales: Sequence[Scale]) -> tuple[Scale, ...]:
-    """Thresholds of tiles that never change, such as a saturated background, raised: to them any grain is a wonder.
+def _inside(detector: Detector, location: Location) -> NDArray[np.bool_] | None:
+    """Where the tile's map (h, w) shows the region of interest; None where that is everywhere."""
+    region = detector.inside
+    if region is None:
+        return None
+    size = detector.grid.tile_size
+    if location == WHOLE:
+        shrunk = resize_mask(region, size)
+        return shrunk if shrunk.any() else None  # a region of a few pixels may vanish
+    inside = np.zeros(size, bool)
+    window = region[detector.grid.window(location)]  # ends at the image's edge, where the tile may not
+    inside[: window.shape[0], : window.shape[1]] = window
+    return inside
 
-    From ``low`` to ``threshold`` it is then at least `NARROWEST` of that distance on the median tile of those that do
-    change.
+
+def widened(scales: Sequence[Scale]) -> tuple[Scale, ...]:
+    """``scales`` of tiles, those of tiles that hardly vary widened, such as of a saturated background.
+
+    The smallest noise would exceed their thresholds otherwise. From ``low`` to ``threshold`` it is then at least
+    `NARROWEST` of that distance on the median tile of those that do vary.
     """
     widths = np.array([scale.threshold - scale.low for scale in scales])
     least = NARROWEST * float(np.median(widths[widths >= STILL * widths.max()]))

@@ -30,6 +30,7 @@ from edge_ad.methods.head_inputs import memory_budget
 from edge_ad.methods.patch_embedding import patch_embedding
 from edge_ad.methods.pdn import layers_of, positions
 from edge_ad.methods.photographs import luminance, photograph_files
+from edge_ad.methods.seeding import seeded
 from edge_ad.progress import Progress, no_progress
 from edge_ad.training.run_folder import differences, load_tensors, save_tensors
 
@@ -100,8 +101,7 @@ def distil(
     files = photograph_files(photographs)
     source = Backbone(settings.backbone, settings.layers, settings.weights, REDUCTIONS).to(device)
     remarks = {"settings": json.dumps(asdict(settings) | {"photographs": _digest(photographs, files)})}
-    with torch.random.fork_rng([]):
-        torch.manual_seed(settings.seed)
+    with seeded(settings.seed):
         teacher = Teacher(layers_of(settings.size), mirror=True).to(device)
     student = _Student(teacher, source, settings, files, device)
     path = Path(f"{output}.state")

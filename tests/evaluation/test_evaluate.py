@@ -97,6 +97,34 @@ def test_masks_that_vanish_at_the_size_of_the_comparison_are_counted(tmp_path: P
     assert (pixel.lost_regions, pixel.metrics.regions) == (2, 1)
 
 
+def test_what_lies_outside_of_the_region_of_interest_is_not_compared(tmp_path: Path):
+    """Left of column 6 everywhere: a part of the spot and of both scratches, as if images had been cut there."""
+    data, config = write_saturated_set(tmp_path)
+    inside = np.zeros((11, 13), bool)
+    inside[:, :6] = True
+    options = {"threshold": 50, "map_threshold": 50, "defects_config": config}
+    found = evaluate(BrightnessPredictor(), data.images, data.samples, inside=inside, **options).pixel
+    masks = [(data.images[i, :, :6, 0] > 10) & bool(sample.label) for i, sample in enumerate(data.samples)]
+    masks[4][1, 1] = True  # the region of one pixel
+    expected, _ = pixel_metrics(list(data.images[:, :, :6, 0].astype(np.float32)), masks)
+    assert found is not None
+    assert found.metrics == expected
+    assert (found.inside, found.outside_regions, found.lost_regions) == (6 / 13, 0, 0)
+    assert found.mask is not None
+    assert (found.mask.true_positives, found.mask.regions_hit, found.mask.regions) == (2 * 2 + 6, 2, 4)
+    assert found.spro is not None
+    assert (found.spro.metrics.regions, found.spro.lost_regions) == (4, 0)
+
+    below = np.zeros((11, 13), bool)
+    below[6:] = True  # the scratches alone
+    pixel = evaluate(BrightnessPredictor(), data.images, data.samples, inside=below, **options).pixel
+    assert pixel is not None
+    assert (pixel.metrics.regions, pixel.outside_regions, pixel.lost_regions) == (2, 2, 0)
+    assert set(pixel.aupro_by_defect) == {"structural"}
+    assert pixel.spro is not None
+    assert (pixel.spro.metrics.regions, pixel.spro.lost_regions) == (2, 0)
+
+
 def test_every_region_that_vanishes_is_counted():
     """One blob and 20 specks of a pixel at 1024 px: at 256 px the nearest pixels show the blob alone."""
     mask = np.zeros((1024, 1024), bool)

@@ -35,6 +35,12 @@ def test_rules_by_hand():
     assert fit("max") == above(9)
 
 
+@pytest.mark.parametrize("rule", ["sigma:3", "max"])
+def test_images_that_are_all_alike_are_not_anomalous(rule: str):
+    threshold = ThresholdRule.parse(rule).fit([2.0, 2.0, 2.0])
+    assert 2 < threshold < 2.000001
+
+
 def test_thresholds_are_float32_as_detectors_compare():
     """One float32 above the normal score: halfway between the two, in float64, would reject both in float32."""
     normal = 1.0

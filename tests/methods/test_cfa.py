@@ -93,6 +93,20 @@ def test_bad_input():
         model(centres=97)
     with pytest.raises(InputError, match="but got 5"):
         model(centres=5)
+    with pytest.raises(InputError, match="but got 0"):
+        model(centres=0)
+    with pytest.raises(InputError, match="dimensions: expected 1 or more, but got 0"):
+        create_model("cfa", TILE, backbone="resnet18", weights="none", dimensions=0)
+
+
+def test_gradients_are_those_of_the_whole_matrix_of_distances(head):
+    torch.manual_seed(2)
+    points = torch.randn(2, 96, 5)
+    weights = torch.rand(2, 96, 6)
+    found, expected = (points.clone().requires_grad_() for _ in range(2))
+    (head.distances(found) * weights).sum().backward()
+    (torch.cdist(expected, head.centres).square().sort(2).values[:, :, :6] * weights).sum().backward()
+    np.testing.assert_allclose(found.grad, expected.grad, rtol=1e-3, atol=1e-4)
 
 
 @torch.no_grad()
@@ -102,5 +116,5 @@ def test_distances_are_float32_in_bf16_training(head):
     points = head.centres[:4].expand(2, 4, 5) + 0.1 * torch.randn(2, 4, 5)
     expected = ((points[:, :, None] - head.centres) ** 2).sum(3).sort(2).values[:, :, :3]
     with torch.autocast("cpu", torch.bfloat16):
-        found = head.nearest(points, 3)
+        found = head.nearest(points)
     np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0.05, atol=2e-3)

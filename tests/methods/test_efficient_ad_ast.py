@@ -70,6 +70,20 @@ def test_loss_and_its_switches(tmp_path):
     assert float(penalised.loss(head, (features,))) == pytest.approx(expected, rel=1e-5)
 
 
+def test_photographs_have_no_part_in_what_inference_normalises_by(tmp_path):
+    cv2.imwrite(str(tmp_path / "photograph.png"), np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8))
+    features, seen = torch.randn(4, 256, 4, 3), []
+    for parameters in ({}, {"penalty_images": str(tmp_path)}):
+        trained = model(**parameters)
+        head = shuffled(trained.new_head()).train()
+        for _ in range(2):
+            trained.loss(head, (features,))
+        seen.append(dict(head.student.named_buffers()))
+    assert any(name.endswith("running_mean") for name in seen[0])
+    for name, value in seen[0].items():
+        torch.testing.assert_close(seen[1][name], value, msg=name)
+
+
 def test_rectified_is_the_thesis_autoencoder():
     features = torch.randn(1, 256, 4, 3)
     for rectified in (False, True):

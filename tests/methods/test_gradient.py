@@ -300,6 +300,20 @@ def test_batch_normalisation_is_measured_with_the_weights_that_are_kept(schedule
     assert not head.training
 
 
+def test_states_are_compared_by_normalisation_that_does_not_lag():
+    """The loss that chose the state is that of the head as it is delivered, from the first epoch on."""
+    model = WithNorm((4, 4), schedule="original", steps=6, batch_size=8, learning_rate=0.1)
+    tiles = stream(VALUES)  # an epoch is a batch
+    head = model.fit(tiles, seed=0)
+    (losses,) = model.losses
+    _, validation = model._split(tiles, 0)
+    with torch.no_grad():
+        delivered = model.loss(head, gradient.HeadInputs(tiles, torch.device("cpu"))[validation]).item()
+    chosen = dict(losses.validation)[losses.kept_step]
+    assert chosen == min(value for _, value in losses.validation)
+    assert delivered == pytest.approx(chosen, rel=1e-5)
+
+
 def test_validation_draws_alike_each_time():
     class Drawing(Mean):
         def loss(self, head, inputs):
