@@ -1,7 +1,7 @@
 """Decoded images, once: a memory-mapped uint8 array per set of images and size, under the user's cache folder.
 
 The file's name is a digest of the images' content, in order, the size and the pixel format: nothing in it can be stale.
-Training tiles are views on it, and the operating system keeps what is used in memory.
+Training tiles are cut from it, and the operating system keeps what is used in memory.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _VERSION = 1  # of decoding and resizing; a change makes new files
 
 @dataclass(frozen=True)
 class CachedImages:
-    """Images uint8 (N, H, W, 3) RGB, read-only, with the SHA-256 of each file and of them all in order."""
+    """Images uint8 (N, H, W, 3) RGB, read-only, with the SHA-256 of each file."""
 
     images: NDArray[np.uint8]
     digests: tuple[str, ...]
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 over the images' digests, in order."""
-        return hashlib.sha256("".join(self.digests).encode()).hexdigest()
+
+def digest_of(digests: Sequence[str]) -> str:
+    """One SHA-256 over those of images, in order."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def open_cache(

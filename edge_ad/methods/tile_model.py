@@ -61,7 +61,7 @@ class TileStream:
     """The training tiles of one tile model, with what the head is fed, read anew each time it is iterated.
 
     Args:
-        images: uint8 (N, H, W, 3) RGB; a memory map will do, tiles are views on it.
+        images: uint8 (N, H, W, 3) RGB; a memory map will do, tiles are cut from it.
         grid: the tile plan.
         locations: the tile locations this model serves (all of them where one model is shared), or `WHOLE`.
         extract: features of a batch of tiles.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edge_ad.bundle.manifest import Normalisation, NormalisationStage, ScoreMerge
-from edge_ad.data.cache import CachedImages, open_cache
+from edge_ad.data.cache import CachedImages, digest_of, open_cache
 from edge_ad.data.layouts import Dataset, Sample, read_dataset
 from edge_ad.errors import (
     DataNotFoundError,
@@ -44,7 +44,7 @@ MINIMUM_HELD_OUT = 2
 class TrainingImages:
     """Normal images at the setup's size, split in those heads are fitted on and those thresholds are fitted on.
 
-    Both are uint8 (n, H, W, 3) RGB, painted over outside of ``roi``.
+    Both are uint8 (n, H, W, 3) RGB, painted over outside of ``roi``; mapped files, but for painted ones.
     """
 
     fit: NDArray[np.uint8]
@@ -96,24 +96,24 @@ def read_training_images(
     def cached(samples: tuple[Sample, ...]) -> CachedImages:
         return open_cache(samples, setup.image_size, pixel_format, progress=progress)
 
-    train = cached(dataset.train)
+    # A file per part: a part chosen from one array would be a copy in memory
     if dataset.validation:
-        held = cached(dataset.validation)
-        fit_images, held_images = train.images, held.images
-        fit_digests, held_digests = train.digests, held.digests
+        fit, held = cached(dataset.train), cached(dataset.validation)
+        digests = fit.digests
     else:
-        fit, out = hold_out(len(train.images), seed, held_out)
-        fit_images, held_images = train.images[fit], train.images[out]
-        fit_digests = tuple(train.digests[i] for i in fit)
-        held_digests = tuple(train.digests[i] for i in out)
+        chosen, out = hold_out(len(dataset.train), seed, held_out)
+        fit, held = (cached(tuple(dataset.train[index] for index in part)) for part in (chosen, out))
+        by_index = zip((*chosen, *out), (*fit.digests, *held.digests), strict=True)
+        digests = tuple(digest for _, digest in sorted(by_index))
+    fit_images, held_images = fit.images, held.images
     source = DataSource(
         str(root.resolve()),
         layout,
         category,
         pixel_format,
-        train.digest,
-        fit_digests,
-        held_digests,
+        digest_of(digests),
+        fit.digests,
+        held.digests,
         hashlib.sha256(roi.png()).hexdigest() if roi else None,
     )
     if roi:

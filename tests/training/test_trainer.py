@@ -255,6 +255,8 @@ def test_images_are_split_and_none_is_in_both_parts(tmp_path):
     fit, out = hold_out(12, 0, 0.25)
     assert np.array_equal(images.fit, whole[fit])
     assert np.array_equal(images.held_out, whole[out])
+    assert isinstance(images.fit, np.memmap)  # not in memory
+    assert isinstance(images.held_out, np.memmap)
     assert len(set(images.source.training) | set(images.source.held_out)) == 12
     assert images.source.root == str(tmp_path / "data")
 
