@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
+from edge_ad.bundle.files import read_bundle
 from edge_ad.bundle.manifest import ScoreMerge
 from edge_ad.data.cache import open_cache
 from edge_ad.data.layouts import read_dataset
@@ -188,13 +188,37 @@ def test_a_benchmark_that_fails_says_what_the_process_said(tmp_path: Path):
         run_benchmark_process(tmp_path / "nowhere", BenchmarkEntry(1, 1), "CPU", ExecutionPrecision.AUTO)
 
 
-def test_a_global_model_is_fused_as_trained_and_as_exported(data: Path, tmp_path: Path) -> None:
-    torch.manual_seed(3)  # of the random weights: two held-out images make scales that follow every rounding
+def test_a_global_model_is_fused_as_trained_and_as_exported(tmp_path: Path) -> None:
+    data = write_synthetic(tmp_path / "plates", size=SIZE, train=16, test_good=3, test_defective=4)
     setup = {"name": "four+global", "image_size": list(SIZE), "tile_size": [32, 32], "global_model": True}
-    changes: dict[str, Any] = {"score_merges": ["mean"], "benchmark": None, "setups": [setup]}
-    config = make_config(data, **changes)
-    run_jobs(make_plan(config, tmp_path).jobs, tmp_path)
-    trained, exported = (outcome(record) for record in make_plan(config, tmp_path).records)
+    changes: dict[str, Any] = {"score_merges": ["mean"], "benchmark": None, "setups": [setup], "held_out": 0.5}
+    config, folder = make_config(data, **changes), tmp_path / "experiment"
+    run_jobs(make_plan(config, folder).jobs, folder, keep=True)
+    trained, exported = (outcome(record) for record in make_plan(config, folder).records)
     scores, same = (np.array([image.score for image in each.images]) for each in (trained, exported))
     # Fused scores lie around 0.5, those of the tiles alone do not; fp16 moves them a little
     np.testing.assert_allclose(scores, same, atol=0.05 * np.ptp(scores))
+    # Thresholds are those of the run and of the bundle, not of held-out scores that were fused by themselves
+    (workspace,) = folder.glob("runs/*")
+    assert trained.image.threshold == RunFolder.open(workspace / "run").normalisation().score.threshold
+    bundle = read_bundle(workspace / "fp16.edgead").manifest
+    assert exported.image.threshold == bundle.normalisation.score.threshold
+
+
+def test_random_weights_are_those_of_the_seed(experiment, data: Path, tmp_path: Path) -> None:
+    _, _, records = experiment
+    config = make_config(data, precisions=["torch"], score_merges=["mean"], benchmark=None)
+    run_jobs(make_plan(config, tmp_path).jobs, tmp_path)
+    (again,) = make_plan(config, tmp_path).records
+    assert outcome(again).images == outcome(records["torch mean"]).images
+
+
+def test_a_method_without_a_backbone_is_trained_once(data: Path) -> None:
+    backbones = [{"name": "resnet18", "weights": "none"}, {"name": "tf_efficientnet_lite0"}]
+    config = make_config(data, methods=["padim", "efficient_ad"], backbones=backbones)
+    found = [(cell.method, cell.backbone.name, cell.arguments.get("weights")) for cell in cells(config)]
+    assert found == [
+        ("padim", "resnet18", "none"),
+        ("padim", "tf_efficientnet_lite0", "auto"),
+        ("efficient_ad", "resnet18", None),
+    ]
