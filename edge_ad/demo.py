@@ -37,7 +37,7 @@ from edge_ad.runtime.result import Result
 from edge_ad.runtime.verify import verify_bundle
 from edge_ad.setups import Setup, make_setup
 from edge_ad.tiling import format_size
-from edge_ad.training.detector import run_detector
+from edge_ad.training.run_detector import run_detector
 from edge_ad.training.run_folder import RunFolder
 from edge_ad.training.trainer import TrainingImages, read_training_images
 from edge_ad.training.trainer import train as train_run

@@ -53,8 +53,8 @@ from edge_ad.runtime.sessions import open_session
 from edge_ad.runtime.verify import coarse_map
 from edge_ad.tiling import FeatureAxes, Location
 from edge_ad.training.calibration import fit_normalisation
-from edge_ad.training.detector import RAW, run_detector, run_manifest
 from edge_ad.training.extractor import extractor_model, extractor_stream, held_features
+from edge_ad.training.run_detector import RAW, run_detector, run_manifest
 from edge_ad.training.run_folder import RunFolder
 from edge_ad.training.torch_graph import TorchGraph, head_graph, shared_graph
 from edge_ad.training.trainer import TrainingImages

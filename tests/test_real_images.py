@@ -24,7 +24,7 @@ from edge_ad.exporters.export import ExportOptions, export_run
 from edge_ad.methods import create_model
 from edge_ad.runtime.verify import verify_bundle
 from edge_ad.setups import SETUPS
-from edge_ad.training.detector import run_detector
+from edge_ad.training.run_detector import run_detector
 from edge_ad.training.trainer import read_training_images, train
 
 pytestmark = [pytest.mark.data, pytest.mark.slow]

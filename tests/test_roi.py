@@ -22,7 +22,7 @@ from edge_ad.runtime import overlay
 from edge_ad.runtime.loading import open_detector
 from edge_ad.tiling import Location
 from edge_ad.training.calibration import fit_normalisation
-from edge_ad.training.detector import run_detector
+from edge_ad.training.run_detector import run_detector
 from edge_ad.training.run_folder import RunFolder
 from edge_ad.training.trainer import read_training_images, run_images, train
 

@@ -38,7 +38,7 @@ from edge_ad.methods.padim import Padim
 from edge_ad.runtime.detector import RawResult
 from edge_ad.setups import SETUPS
 from edge_ad.tiling import Size
-from edge_ad.training.detector import run_detector
+from edge_ad.training.run_detector import run_detector
 from edge_ad.training.trainer import TrainingImages, read_training_images, train
 
 METHODS = ("padim", "patchcore", "stfpm", "fastflow", "reverse_distillation")

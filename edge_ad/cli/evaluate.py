@@ -84,7 +84,7 @@ def command(
     from edge_ad.experiment.plots import losses_png
     from edge_ad.progress import terminal_progress
     from edge_ad.runtime.loading import load
-    from edge_ad.training.detector import run_detector
+    from edge_ad.training.run_detector import run_detector
     from edge_ad.training.run_folder import RunFolder
     from edge_ad.training.trainer import open_device
 

@@ -36,7 +36,7 @@ from edge_ad.methods.tile_model import TileModel
 from edge_ad.progress import Progress, no_progress
 from edge_ad.runtime.detector import Detector, RawResult
 from edge_ad.tiling import Size
-from edge_ad.training.detector import run_detector
+from edge_ad.training.run_detector import run_detector
 from edge_ad.training.run_folder import RunFolder
 from edge_ad.training.torch_graph import head_graph, shared_graph
 from edge_ad.training.trainer import TrainingImages, open_device, read_training_images, train

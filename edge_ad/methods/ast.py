@@ -72,7 +72,7 @@ class Subnet(nn.Module):
         return CLAMP * 0.636 * torch.atan(raw / CLAMP), shift
 
 
-class Coupling(nn.Module):
+class ClampedCoupling(nn.Module):
     """Channels in a fixed random order; then either half is scaled and shifted as the other says."""
 
     order: Tensor
@@ -101,7 +101,7 @@ class FlowTeacher(nn.Module):
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.couplings = nn.ModuleList(Coupling(channels, width, kernel) for kernel in KERNELS)
+        self.couplings = nn.ModuleList(ClampedCoupling(channels, width, kernel) for kernel in KERNELS)
 
     def forward(self, values: Tensor, encoding: Tensor) -> tuple[Tensor, Tensor]:
         """z (N, C, h', w') and the logarithm of the Jacobian's determinant per position (N, h', w')."""

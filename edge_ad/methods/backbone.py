@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_ad.errors import BackboneError
+from edge_ad.methods.image_scaling import scale_image
 from edge_ad.methods.taps import tap, tapped
 from edge_ad.methods.torchvision_import import import_torchvision
 from edge_ad.methods.weights import load_weights
@@ -138,8 +139,9 @@ class Backbone(nn.Module):
     def untrained(self) -> nn.Module:
         """The same network, random and trainable, from scaled images (see `scale_image`) to the same maps.
 
-        Weights come from torch's global generator, as timm draws them: the last normalisation of a residual block
-        starts at scale 0, which trains faster (Goyal et al., arXiv 1706.02677, section 5.1).
+        Weights come from torch's global generator, as timm draws them: the last normalisation of a ResNet's residual
+        blocks starts at scale 0, which trains faster (Goyal et al., arXiv 1706.02677, section 5.1); other networks'
+        starts at 1.
         """
         return self._cut()
 
@@ -153,12 +155,6 @@ class Backbone(nn.Module):
             )
             return net
         return tap(timm.create_model(self.name, pretrained=False), self._layers)
-
-
-def scale_image(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Float (N, 3, h, w), normalised by ``mean`` and ``std`` (1, 3, 1, 1), of ``image`` uint8 (N, h, w, 3)."""
-    # (x / 255 - mean) / std as one multiply and one add
-    return image.permute(0, 3, 1, 2).to(mean.dtype) * (1 / (255 * std)) - mean / std
 
 
 def _layers_of(name: str, listed: list[dict[str, Any]], reductions: Sequence[int]) -> list[str]:

@@ -33,16 +33,18 @@ from torch import Tensor, nn
 
 from edge_ad.errors import WeightsNotFoundError
 from edge_ad.methods.autoencoder import Autoencoder
-from edge_ad.methods.backbone import scale_image
-from edge_ad.methods.distillation import channel_range
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
+from edge_ad.methods.image_scaling import ScaledImages
+from edge_ad.methods.imitation import channel_statistics
 from edge_ad.methods.pdn import Layer, PatchDescription, cells, layers_of, positions
 from edge_ad.methods.photographs import Photographs, jitter
 from edge_ad.methods.smoothing import UpsampleSmooth
 from edge_ad.methods.weights import read_tensors
 from edge_ad.tiling import Size
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for images in [0, 1]
+# Of ImageNet, for images in [0, 1]
+MEAN = torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1)
+STD = torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1)
 HARD_SHARE = 0.001  # of the differences: the mean over those above their 0.999 quantile
 QUANTILES = (0.9, 0.995)
 AT_UPPER_QUANTILE = 0.1  # of the scaled map
@@ -54,27 +56,11 @@ SMALLEST_EXTENT = 1e-4  # between the quantiles of a map
 _ADAM = functools.partial(torch.optim.Adam, weight_decay=1e-5)
 
 
-class _Scaled(nn.Module):
-    """A module that scales images before it sees them."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
-
-    def scaled(self, image: Tensor) -> Tensor:
-        """Float (N, 3, h, w) of ``image`` uint8 (N, h, w, 3)."""
-        return scale_image(image, self.mean, self.std)
-
-
-class Teacher(_Scaled):
+class Teacher(ScaledImages):
     """The frozen network, from images to descriptions."""
 
     def __init__(self, layers: tuple[Layer, ...], *, mirror: bool) -> None:
-        super().__init__()
+        super().__init__(MEAN, STD)
         self.network = PatchDescription(layers, mirror=mirror)
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
@@ -102,7 +88,7 @@ def distilled_teacher(size: str, weights: str, *, mirror: bool) -> tuple[Teacher
     return teacher.requires_grad_(False).eval(), source
 
 
-class EfficientAdHead(_Scaled):
+class EfficientAdHead(ScaledImages):
     """Student, autoencoder, and how far apart the three networks are.
 
     Attributes:
@@ -116,7 +102,7 @@ class EfficientAdHead(_Scaled):
     gain: Tensor
 
     def __init__(self, layers: tuple[Layer, ...], tile_size: Size, *, mirror: bool) -> None:
-        super().__init__()
+        super().__init__(MEAN, STD)
         self.channels = layers[-1].channels
         size = positions(tile_size, mirror=mirror)
         self.student = PatchDescription(layers, widen=2, mirror=mirror)
@@ -225,7 +211,7 @@ class EfficientAd(GradientModel):
     def prepare(self, head: nn.Module, batches: Iterable[Inputs]) -> None:
         """Mean and standard deviation of the teacher's channels."""
         assert isinstance(head, EfficientAdHead)
-        mean, std = channel_range(description for _, description in batches)
+        mean, std = channel_statistics(description for _, description in batches)
         head.teacher_mean.copy_(mean)
         head.teacher_std.copy_(std.clamp(min=SMALLEST_STD))
 

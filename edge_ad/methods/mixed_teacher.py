@@ -13,7 +13,7 @@ Eq. 11 prints A_first (max A_second - min A_second) A_second, and the text calls
 as (A - min) / (max - min) with the range of each image, the two cancel to A - min; in either form a map depends on the
 largest value in the image, and tiles of one image cannot be compared. Here ``low`` and ``extent`` of the normalisation
 are constants, fitted on held-out normal tiles, and the factor, which would only favour tiles that are noisy when
-normal, is left out: A_first (A_second - low) / extent. ``-p extent_of_tile=true`` is eq. 11 as printed.
+normal, is left out: A_first max(0, A_second - low) / extent. ``-p extent_of_tile=true`` is eq. 11 as printed.
 
 Symbols: N tiles, C channels, h, w tile size.
 """
@@ -27,9 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from edge_ad.errors import InputError
-from edge_ad.methods.backbone import Backbone, FeatureSpec, scale_image
-from edge_ad.methods.distillation import SGD
+from edge_ad.methods.backbone import Backbone, FeatureSpec
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
+from edge_ad.methods.image_scaling import ScaledImages
+from edge_ad.methods.imitation import SGD
 from edge_ad.methods.reduced_student import (
     PooledTeacher,
     ReducedResNet,
@@ -58,7 +59,7 @@ class TwoTeachers(nn.Module):
         return [*self.first(image), *self.second(image)]
 
 
-class ConvStudent(nn.Module):
+class SecondStudent(ScaledImages):
     """One 3x3 convolution per block of EfficientNet-B0 down to the first tap, and one per tap, without its ReLU.
 
     Args:
@@ -66,13 +67,8 @@ class ConvStudent(nn.Module):
         mean, std: normalisation of images in [0, 1] per channel (1, 3, 1, 1).
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, features: Sequence[FeatureSpec], mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean.cpu().clone())
-        self.register_buffer("std", std.cpu().clone())
+        super().__init__(mean, std)
         channels, reduction = 3, 1
         trunk: list[nn.Module] = []
         for width, stride in TRUNK:
@@ -90,7 +86,7 @@ class ConvStudent(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Maps (N, C_i, h', w') of ``image`` uint8 (N, h, w, 3)."""
-        x = self.trunk(scale_image(image, self.mean, self.std))
+        x = self.trunk(self.scaled(image))
         return [x := tap(x) for tap in self.taps]
 
 
@@ -116,7 +112,7 @@ class MixedTeacherHead(nn.Module):
         self.extent_of_tile = extent_of_tile
         self.mean_score = mean_score
         self.first = ReducedResNet(first.channels, first.reductions, first.network.mean, first.network.std)
-        self.second = ConvStudent(second.features, second.mean, second.std)
+        self.second = SecondStudent(second.features, second.mean, second.std)
         self.total_first = TotalDistance(first.sizes, tile_size)
         self.total_second = TotalDistance(second.map_sizes(tile_size), tile_size)
         self.register_buffer("low", torch.zeros(()))

@@ -30,9 +30,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_ad.errors import BackboneError
-from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone, scale_image
-from edge_ad.methods.distillation import SGD, feature_distance
+from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
+from edge_ad.methods.image_scaling import ScaledImages
+from edge_ad.methods.imitation import SGD, feature_distance
 from edge_ad.methods.residual_block import initialise, strided_block
 from edge_ad.methods.smoothing import UpsampleSmooth
 from edge_ad.tiling import Size
@@ -81,7 +82,7 @@ def halvings(factor: int) -> tuple[list[nn.Module], int]:
     return pools, factor
 
 
-class ReducedResNet(nn.Module):
+class ReducedResNet(ScaledImages):
     """ResNet's stem, then one residual block per tap.
 
     Args:
@@ -89,13 +90,8 @@ class ReducedResNet(nn.Module):
         mean, std: normalisation of images in [0, 1] per channel (1, 3, 1, 1).
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, channels: Sequence[int], reductions: Sequence[int], mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean.cpu().clone())
-        self.register_buffer("std", std.cpu().clone())
+        super().__init__(mean, std)
         pools, stride = halvings(reductions[0])
         stem = nn.Conv2d(3, channels[0], 7, stride, padding=3, bias=False)
         blocks: list[nn.Module] = [nn.Sequential(stem, nn.BatchNorm2d(channels[0]), *pools)]
@@ -109,7 +105,7 @@ class ReducedResNet(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Maps (N, C_i, h', w') of ``image`` uint8 (N, h, w, 3)."""
-        x = scale_image(image, self.mean, self.std)
+        x = self.scaled(image)
         return [x := block(x) for block in self.blocks]
 
 

@@ -6,7 +6,7 @@ the product of the layers' distances at the first layer's resolution, upsampled,
 
 Three things differ from the official code. The map is the L-th root of the product of L layers: the same order at every
 position, but of the size of one distance, where the product of three, about 1e-9, vanishes in half precision and lets
-one tile outweigh all others when maps are merged. The student begins with blocks that are their shortcuts
+one tile outweigh all others when maps are merged. A ResNet's student begins with blocks that are their shortcuts
 (`Backbone.untrained`): it learns faster. And the state kept is that of lowest validation loss, not of lowest
 mean map, which favours whatever shrinks the product.
 
@@ -20,33 +20,29 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone, scale_image
-from edge_ad.methods.distillation import SGD, feature_distance
+from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
+from edge_ad.methods.image_scaling import ScaledImages
+from edge_ad.methods.imitation import SGD, feature_distance
 from edge_ad.methods.smoothing import UpsampleSmooth
 from edge_ad.tiling import Size
 
 SMALLEST_DISTANCE = 1e-7  # the logarithm of zero has no product
 
 
-class StfpmHead(nn.Module):
+class StfpmHead(ScaledImages):
     """The student and the distance to the teacher."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, teacher: Backbone, tile_size: Size) -> None:
-        super().__init__()
+        super().__init__(teacher.mean, teacher.std)
         self.student = teacher.untrained()
-        self.register_buffer("mean", teacher.mean.cpu().clone())
-        self.register_buffer("std", teacher.std.cpu().clone())
         first, *deeper = teacher.map_sizes(tile_size)
         self.to_first = nn.ModuleList(UpsampleSmooth(size, first, sigma_px=0) for size in deeper)
         self.to_tile = UpsampleSmooth(first, tile_size, sigma_px=0)
 
     def distances(self, image: Tensor, features: tuple[Tensor, ...]) -> list[Tensor]:
         """(N, 1, h', w') per layer, of ``image`` uint8 (N, h, w, 3) and the teacher's ``features``."""
-        student = self.student(scale_image(image, self.mean, self.std))
+        student = self.student(self.scaled(image))
         return [feature_distance(t, s) for t, s in zip(features, student, strict=True)]
 
     def forward(self, image: Tensor, *features: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ Where this differs from the paper:
   no more than 33 pixels. A backbone's layers see beyond a student's patch; what follows from there is an error of the
   normal tiles too, by which the map is scaled.
 - A channel that hardly varies on normal tiles, as of a backbone's some do, would be scaled to rounding and chance
-  alone: none is divided by less than a tenth of the channels' mean standard deviation.
+  alone: none is divided by less than a tenth of the root mean square of the channels' standard deviations.
 - Positions lie as far apart as the teacher's, 4 pixels as a rule, instead of one (`edge_ad.methods.patch_network`).
 - Patches of 17 pixels are left out, ``-p fields=17,33,65`` has them: nothing in their network is pooled, and they cost
   five times what the other two do together.
@@ -33,10 +33,11 @@ import torch
 from torch import Tensor, nn
 
 from edge_ad.errors import BackboneError, InputError
-from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone, scale_image
-from edge_ad.methods.distillation import channel_range
+from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
 from edge_ad.methods.efficient_ad import Teacher, distilled_teacher
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
+from edge_ad.methods.image_scaling import ScaledImages
+from edge_ad.methods.imitation import channel_statistics
 from edge_ad.methods.local_averages import LocalAverages
 from edge_ad.methods.patch_network import WIDTH, PatchNetworks
 from edge_ad.methods.pdn import STEP_PX, layers_of, positions
@@ -48,14 +49,14 @@ REDUCTIONS = (4, 8)  # ResNet's layer1 and layer2
 FIELDS = (33, 65)
 STUDENTS = 3
 # At a location that never changes, such as a saturated background, the first grain of dust would score 1e12
-STILLEST = 0.01  # standard deviation of a teacher's channel, of the channels' root mean square
+STILLEST = 0.01  # standard deviation of a teacher's channel, of the root mean square of the channels' means
 SMALLEST_SPREAD = 0.01  # of squared errors and of variances
-QUIETEST = 0.1  # of the channels' mean standard deviation: channels that vary less are not made to vary as the others
+QUIETEST = 0.1  # likewise, of their standard deviations: channels that vary less are not made to vary as the others
 DISTILLED = "pdn_"  # begins the names of EfficientAD's teachers among backbones
 _ADAM = functools.partial(torch.optim.Adam, weight_decay=1e-5)
 
 
-class StudentsHead(nn.Module):
+class StudentsHead(ScaledImages):
     """The students, and how far they are from the teacher and from each other.
 
     Attributes:
@@ -63,15 +64,13 @@ class StudentsHead(nn.Module):
         usual, spread: (1, 2 F, 1, 1) means and standard deviations of errors and variances of normal tiles.
     """
 
-    mean: Tensor
-    std: Tensor
     teacher_mean: Tensor
     teacher_std: Tensor
     usual: Tensor
     spread: Tensor
 
     def __init__(self, model: UninformedStudents) -> None:
-        super().__init__()
+        super().__init__(model.teacher.mean, model.teacher.std)
         channels, size, step = model.channels, model.positions, model.step
         self.students = nn.ModuleList(
             PatchNetworks(
@@ -79,8 +78,6 @@ class StudentsHead(nn.Module):
             )
             for field in model.fields
         )
-        self.register_buffer("mean", model.teacher.mean.cpu().clone())
-        self.register_buffer("std", model.teacher.std.cpu().clone())
         self.register_buffer("teacher_mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("teacher_std", torch.ones(1, channels, 1, 1))
         self.register_buffer("usual", torch.zeros(1, 2 * len(model.fields), 1, 1))
@@ -93,7 +90,7 @@ class StudentsHead(nn.Module):
 
     def imitations(self, image: Tensor) -> list[Tensor]:
         """The students' descriptions (N, M, C, h', w') of ``image`` uint8 (N, h, w, 3), for each size of patches."""
-        scaled = scale_image(image, self.mean, self.std)
+        scaled = self.scaled(image)
         return [students(scaled) for students in self.students]
 
     def surprises(self, image: Tensor, teacher: Tensor) -> Tensor:
@@ -205,7 +202,7 @@ class UninformedStudents(GradientModel):
     def prepare(self, head: nn.Module, batches: Iterable[Inputs]) -> None:
         """Mean and standard deviation of the teacher's channels."""
         assert isinstance(head, StudentsHead)
-        mean, std = channel_range(description for _, description in batches)
+        mean, std = channel_statistics(description for _, description in batches)
         head.teacher_mean.copy_(mean)
         usual, deviation = (values.square().mean().sqrt().item() for values in (mean, std))
         head.teacher_std.copy_(std.clamp(min=max(STILLEST * usual, QUIETEST * deviation)))
@@ -221,6 +218,6 @@ class UninformedStudents(GradientModel):
     def finish(self, head: nn.Module, batches: Iterable[Inputs]) -> None:
         """Mean and standard deviation of errors and variances."""
         assert isinstance(head, StudentsHead)
-        usual, spread = channel_range(head.surprises(image, description) for image, description in batches)
+        usual, spread = channel_statistics(head.surprises(image, description) for image, description in batches)
         head.usual.copy_(usual)
         head.spread.copy_(spread.clamp(min=SMALLEST_SPREAD))

@@ -24,9 +24,9 @@ from torch import Tensor
 from edge_ad.errors import DivergedError, InputError, RunMismatchError, WrongWeightsError
 from edge_ad.imaging import read_image, resize
 from edge_ad.methods.backbone import Backbone
-from edge_ad.methods.distillation import channel_range
 from edge_ad.methods.efficient_ad import Teacher
 from edge_ad.methods.head_inputs import memory_budget
+from edge_ad.methods.imitation import channel_statistics
 from edge_ad.methods.patch_embedding import patch_embedding
 from edge_ad.methods.pdn import layers_of, positions
 from edge_ad.methods.photographs import luminance, photograph_files
@@ -154,7 +154,7 @@ class _Student:
                 yield self.target(torch.stack([large for _, large in shown]))
                 progress(min(start + size, len(files)), len(files), "measuring the backbone")
 
-        mean, std = channel_range(targets())
+        mean, std = channel_statistics(targets())
         self.mean.copy_(mean)
         self.std.copy_(std)
 

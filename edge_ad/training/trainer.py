@@ -32,8 +32,8 @@ from edge_ad.roi import Roi
 from edge_ad.setups import Setup
 from edge_ad.tiling import Location
 from edge_ad.training.calibration import fit_normalisation
-from edge_ad.training.detector import run_detector
 from edge_ad.training.extractor import extractor_model, held_features
+from edge_ad.training.run_detector import run_detector
 from edge_ad.training.run_folder import SCHEMA_VERSION, DataSource, RunFolder, RunSettings
 
 HELD_OUT_FRACTION = 0.15

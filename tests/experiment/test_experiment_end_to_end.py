@@ -24,7 +24,7 @@ from edge_ad.experiment.record import Outcome, Record
 from edge_ad.experiment.runner import make_plan, run_jobs
 from edge_ad.imaging import read_mask
 from edge_ad.runtime.session import ExecutionPrecision
-from edge_ad.training.detector import run_detector
+from edge_ad.training.run_detector import run_detector
 from edge_ad.training.run_folder import RunFolder
 
 SIZE = (64, 64)

@@ -11,7 +11,7 @@ import pytest
 from tiny_run import tiny_run
 
 from edge_ad.errors import InputError
-from edge_ad.training.detector import RAW, run_manifest
+from edge_ad.training.run_detector import RAW, run_manifest
 
 SCRIPT = Path(__file__).with_name("reproduce.py")
 EPOCH = "1700000000"

@@ -33,7 +33,7 @@ from edge_ad.runtime.verify import verify_bundle
 from edge_ad.setups import Sharing
 from edge_ad.tiling import WHOLE, Location, TileGrid
 from edge_ad.training.calibration import fit_normalisation
-from edge_ad.training.detector import RAW, run_detector
+from edge_ad.training.run_detector import RAW, run_detector
 from edge_ad.training.trainer import train
 
 SETUP = tile_setup((32, 96), (32, 48))

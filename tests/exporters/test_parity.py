@@ -24,7 +24,7 @@ from edge_ad.exporters.parity import (
     rank_correlation,
     raw_outputs,
 )
-from edge_ad.training.detector import RAW
+from edge_ad.training.run_detector import RAW
 
 SCALES = (Scale(0.0, 5.0), Scale(0.0, 5.0))
 

@@ -9,7 +9,7 @@ from tiny_run import scene
 
 from edge_ad.errors import BackboneError
 from edge_ad.methods import create_model
-from edge_ad.methods.ast import CLAMP, Ast, Coupling, FlowTeacher, positional_encoding
+from edge_ad.methods.ast import CLAMP, Ast, ClampedCoupling, FlowTeacher, positional_encoding
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.tiling import Location, TileGrid
 
@@ -54,7 +54,7 @@ def test_a_new_flow_only_permutes():
 def test_determinant_is_that_of_the_jacobian():
     """Of one position, where kernels of one see nothing beside it: log |det dz/dx| by autograd."""
     torch.manual_seed(1)
-    coupling = shuffled(Coupling(7, 4, kernel=1))
+    coupling = shuffled(ClampedCoupling(7, 4, kernel=1))
     encoding = torch.randn(1, 32, 1, 1, dtype=torch.float64)
     x = torch.randn(1, 7, 1, 1, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(lambda v: coupling(v, encoding)[0], x).reshape(7, 7)
@@ -66,7 +66,7 @@ def test_determinant_is_that_of_the_jacobian():
 @torch.no_grad()
 def test_a_coupling_can_be_undone():
     torch.manual_seed(2)
-    coupling = shuffled(Coupling(7, 4, kernel=3))
+    coupling = shuffled(ClampedCoupling(7, 4, kernel=3))
     x, encoding = torch.randn(2, 7, 4, 5, dtype=torch.float64), torch.randn(2, 32, 4, 5, dtype=torch.float64)
     z, _ = coupling(x, encoding)
     first, second = z[:, :3], z[:, 3:]

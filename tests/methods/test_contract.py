@@ -25,7 +25,7 @@ from edge_ad.methods.tile_model import TileStream
 from edge_ad.runtime.session import ExecutionPrecision
 from edge_ad.setups import Sharing
 from edge_ad.tiling import Location
-from edge_ad.training.detector import run_detector
+from edge_ad.training.run_detector import run_detector
 from edge_ad.training.run_folder import RunFolder, load_tensors
 from edge_ad.training.trainer import EnsembleTrainer, train
 

@@ -11,7 +11,7 @@ from edge_ad.errors import BackboneError, InputError
 from edge_ad.exporters.export import ExportOptions, export_run
 from edge_ad.methods import create_model
 from edge_ad.methods.backbone import FeatureSpec
-from edge_ad.methods.mixed_teacher import SMALLEST_EXTENT, ConvStudent
+from edge_ad.methods.mixed_teacher import SMALLEST_EXTENT, SecondStudent
 from edge_ad.training.trainer import train
 
 TILE = (32, 48)
@@ -124,7 +124,7 @@ def test_a_map_without_a_range_is_not_blown_up(model, head):
 
 def test_the_second_students_convolutions():
     """To B0's blocks 5 and 6: 3-32-16-24-40-80-112-192, 320,544 weights by hand and 992 of normalisations."""
-    student = ConvStudent([FeatureSpec("blocks.4", 112, 16), FeatureSpec("blocks.5", 192, 32)], *NO_SCALE)
+    student = SecondStudent([FeatureSpec("blocks.4", 112, 16), FeatureSpec("blocks.5", 192, 32)], *NO_SCALE)
     convolutions = [module for module in student.modules() if isinstance(module, torch.nn.Conv2d)]
     assert [conv.in_channels for conv in convolutions] == [3, 32, 16, 24, 40, 80, 112]
     assert [conv.stride[0] for conv in convolutions] == [2, 1, 2, 2, 2, 1, 2]
@@ -134,7 +134,7 @@ def test_the_second_students_convolutions():
 @torch.no_grad()
 @pytest.mark.parametrize("reductions", [(16, 32), (4, 16), (8, 8), (2,)])
 def test_sizes_follow_the_taps(reductions):
-    student = ConvStudent([FeatureSpec("", 5 + r, r) for r in reductions], *NO_SCALE).eval()
+    student = SecondStudent([FeatureSpec("", 5 + r, r) for r in reductions], *NO_SCALE).eval()
     maps = student(torch.zeros((2, 64, 96, 3), dtype=torch.uint8))
     assert [tuple(value.shape) for value in maps] == [(2, 5 + r, 64 // r, 96 // r) for r in reductions]
     assert all(value.min() < 0 < value.max() for value in student(torch.randint(0, 256, (2, 64, 96, 3)).byte()))

@@ -14,10 +14,10 @@ from reference_inputs import features, fill, pictures, sample, tiles_of_layers, 
 
 from edge_ad.methods import ast, create_model
 from edge_ad.methods.autoencoder import Autoencoder
-from edge_ad.methods.backbone import scale_image
 from edge_ad.methods.cfa import CfaHead
-from edge_ad.methods.distillation import channel_range
 from edge_ad.methods.efficient_ad import EfficientAdHead, Teacher, quantile_scale
+from edge_ad.methods.image_scaling import scale_image
+from edge_ad.methods.imitation import channel_statistics
 from edge_ad.methods.local_averages import LocalAverages
 from edge_ad.methods.pdn import PatchDescription, layers_of
 from edge_ad.methods.tile_model import TileStream
@@ -72,7 +72,7 @@ class TestEfficientAd:
 
     def test_range_of_channels(self):
         """Theirs is the mean of images' means, in two passes; ours is of all positions, in one."""
-        mean, std = channel_range(self.teacher()(image)[0] for image in pictures(2, 64, 64).split(1))
+        mean, std = channel_statistics(self.teacher()(image)[0] for image in pictures(2, 64, 64).split(1))
         same(mean, self.theirs["teacher_mean"])
         same(std, self.theirs["teacher_std"])
 
@@ -82,7 +82,7 @@ class TestEfficientAd:
         for network in (head.student, head.autoencoder):
             fill(network.state_dict())
         teacher = self.teacher()
-        mean, std = channel_range(teacher(image)[0] for image in pictures(2, 64, 64).split(1))
+        mean, std = channel_statistics(teacher(image)[0] for image in pictures(2, 64, 64).split(1))
         head.teacher_mean.copy_(mean)
         head.teacher_std.copy_(std)
         image = pictures(1, 256, 256)
@@ -183,7 +183,7 @@ class TestCfa:
         same(head.centres, self.theirs["centres"])
 
     def test_score_before_smoothing(self, head):
-        distances = head.nearest(head.describe(self.embedding(30)), 3).sqrt()
+        distances = head.nearest(head.describe(self.embedding(30))).sqrt()
         same((-distances).softmax(2)[:, :, 0] * distances[:, :, 0], self.theirs["score"], 1e-4)  # roots of differences
 
     def test_map(self, head):

@@ -19,7 +19,7 @@ from edge_ad.evaluation.raw_values import RawValues
 from edge_ad.tiling import WHOLE
 from edge_ad.training import calibration
 from edge_ad.training.calibration import NARROWEST, fit_normalisation, widened
-from edge_ad.training.detector import RAW
+from edge_ad.training.run_detector import RAW
 
 SETUP = tiny_setup(image_size=(5, 14), tile_size=(5, 7), stride=(5, 7))
 LEVELS = [((10, 20), (30, 50)), ((12, 40), (30, 80)), ((20, 30), (10, 20))]  # image, tile: (a of most pixels, of one)

@@ -17,8 +17,8 @@ from edge_ad.methods.tile_model import TileModel, TileStream
 from edge_ad.runtime.session import TensorSpec
 from edge_ad.setups import ExtractorScope, Setup
 from edge_ad.tiling import Location
-from edge_ad.training.detector import run_detector
 from edge_ad.training.distillation import Distillation, distil
+from edge_ad.training.run_detector import run_detector
 from edge_ad.training.run_folder import RunFolder
 from edge_ad.training.torch_graph import TorchGraph
 from edge_ad.training.trainer import open_device, train

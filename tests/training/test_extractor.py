@@ -17,8 +17,8 @@ from edge_ad.methods import create_model
 from edge_ad.runtime.verify import verify_bundle
 from edge_ad.setups import ExtractorScope
 from edge_ad.tiling import Location
-from edge_ad.training.detector import run_detector
 from edge_ad.training.extractor import extractor_model, held_features
+from edge_ad.training.run_detector import run_detector
 from edge_ad.training.trainer import train
 
 SETUP = replace(tile_setup((64, 96), (32, 64), (32, 32)), extractor_scope=ExtractorScope.IMAGE)  # 2 x 2, overlapping

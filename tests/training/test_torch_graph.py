@@ -9,7 +9,7 @@ from torch import nn
 
 from edge_ad.runtime.session import TensorSpec
 from edge_ad.tiling import Location
-from edge_ad.training.detector import run_detector, run_manifest
+from edge_ad.training.run_detector import run_detector, run_manifest
 from edge_ad.training.torch_graph import TorchGraph, head_graph, shared_graph
 
 SETUP = tile_setup((64, 96), (32, 48))

@@ -1,4 +1,4 @@
-"""Students and teachers: how far a student's features are from those of a frozen teacher.
+"""What students of a frozen teacher share: how far their features are from its, how those vary, an optimiser.
 
 Symbols: N batch, C channels, h' x w' positions of a layer.
 """
@@ -24,7 +24,7 @@ def feature_distance(teacher: Tensor, student: Tensor) -> Tensor:
     return (difference * difference).sum(1, keepdim=True)
 
 
-def channel_range(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def channel_statistics(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (1, C, 1, 1) per channel of maps (N, C, h', w'), one pass, summed in float64."""
     count, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for each in maps:
