@@ -1,4 +1,4 @@
-"""What of this machine's processor its engine does not weigh."""
+"""What of this machine's processor an engine does not consider when it picks its default precision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def bf16_is_slow(cpuinfo: Path = CPUINFO) -> bool:
     """Whether this is an Intel processor without AMX, whose bf16 is no faster than float32; False where none tells.
 
     Products of bf16 are then half as many per cycle as an engine expects of them: EfficientAD took 1.8 times as long as
-    in float32 (docs/results.md). AMD's processors gain from bf16 without AMX.
+    in float32 (docs/performance.md). AMD's processors gain from bf16 without AMX.
     """
     found = read_fields(cpuinfo)
     return found.get("vendor_id") == "GenuineIntel" and "amx_bf16" not in found.get("flags", "").split()
