@@ -1,8 +1,10 @@
-"""Writes the tables of results.md and performance.md from what experiments and benchmarks wrote: ``make docs``.
+"""Writes the tables of results.md, logical.md and performance.md from what experiments and benchmarks wrote: ``make docs``.
 
     <!-- table: methods -->            accuracy by docs/results/methods.jsonl, one row per method and setup
     <!-- end -->
     <!-- verdicts: methods -->         what the same bundles find and reject at their thresholds
+    <!-- end -->
+    <!-- kinds: logical -->           accuracy by kind of defect, a row per set, method and setup
     <!-- end -->
     <!-- peers: peers -->              lines of ``benchmarks/peers/compare.py``: ours, theirs, and the difference
     <!-- end -->
@@ -34,12 +36,13 @@ from edge_ad.methods import method_class
 from edge_ad.methods.gradient import GradientModel
 from edge_ad.setups import SETUPS
 
-PAGES = tuple(Path(__file__).with_name(name) for name in ("results.md", "performance.md"))
+PAGES = tuple(Path(__file__).with_name(name) for name in ("results.md", "logical.md", "performance.md"))
 LINES = Path(__file__).with_name("results")
 REPORTS = Path(__file__).parents[1] / "benchmarks" / "reference"
 SETS = {"bsdata": "BSData", "magnetic_tile": "magnetic tile", "casting512": "casting", "kolektorsdd": "KolektorSDD"}
+KINDS = {"logical_anomalies": "logical", "structural_anomalies": "structural"}
 RESAMPLES = 1000
-BLOCK = re.compile(r"(<!-- (table|verdicts|peers|reports|ratios): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (table|verdicts|kinds|peers|reports|ratios): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 BUNDLE = re.compile(r"(.+)-(sm256|ens9)-(int8|bf16|f32)")  # a report's name: method and backbone, setup, precision
 
 Measure = Callable[[Outcome], float | None]
@@ -84,6 +87,32 @@ def verdicts(records: Sequence[Record]) -> str:
             cells.append(" / ".join(f"{fmean(each):.0f}" if each else "-" for each in found))
         lines.append(_row((method, setup, *cells)))
     return "\n".join(lines)
+
+
+def kinds(records: Sequence[Record]) -> str:
+    """As trained: image AUROC and AU-sPRO by kind of defect, and what the threshold finds of them and rejects."""
+    header = ("set", "method", "setup", *(f"{kind}: AUROC / AU-sPRO" for kind in KINDS.values()))
+    header += (f"found: {' / '.join(KINDS.values())}", "good rejected")
+    lines = [_row(header), _row([*["---"] * 3, *("---:" for _ in header[3:])])]
+    for name in dict.fromkeys(record.identity.dataset for record in records):
+        of_set = [each for each in records if (each.identity.dataset, each.identity.precision) == (name, Variant.TORCH)]
+        for method, setup, of_row in _rows(of_set):
+            for record in of_row:
+                lines.append(_row((name, method, setup, *_kind_cells(record))))
+    return "\n".join(lines)
+
+
+def _kind_cells(record: Record) -> Iterable[str]:
+    outcome = record.outcome
+    if outcome is None or outcome.spro is None:
+        return ["-"] * (len(KINDS) + 2)
+    spro = outcome.spro.auspro_by_defect
+    found = []
+    for kind in KINDS:
+        scores = [image.score for image in outcome.images if image.defect == kind]
+        found.append(f"{100 * fmean(score >= outcome.image.threshold for score in scores):.0f}")
+    accuracy = [f"{100 * outcome.auroc_by_defect[kind]:.1f} / {100 * spro[kind]:.1f}" for kind in KINDS]
+    return *accuracy, " / ".join(found), f"{false_alarms(outcome):.0f}"
 
 
 def peers(path: Path) -> str:
@@ -290,7 +319,7 @@ def render(page: str) -> str:
         elif kind == "peers":
             written = peers(LINES / f"{name}.jsonl")
         else:
-            of_kind = {"table": table, "verdicts": verdicts}[kind]
+            of_kind = {"table": table, "verdicts": verdicts, "kinds": kinds}[kind]
             written = of_kind(list(Store(LINES / f"{name}.jsonl").read().values()))
         return f"{found[1]}{written}\n{found[4]}"
 

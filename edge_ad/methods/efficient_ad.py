@@ -48,9 +48,9 @@ STD = torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1)
 HARD_SHARE = 0.001  # of the differences: the mean over those above their 0.999 quantile
 QUANTILES = (0.9, 0.995)
 AT_UPPER_QUANTILE = 0.1  # of the scaled map
-# On a location that never changes, such as a saturated background, all is constant, and to divide by it would make a
-# wonder of any grain. Channels of a distilled teacher vary by about 1 over photographs; distances of a trained student
-# by 0.001 and more over normal tiles.
+# Where nothing ever changes, such as on a saturated background, all is constant, and divided by its deviation the first
+# grain of dust would score a million. Channels of a distilled teacher vary by about 1 over photographs, distances of a
+# trained student by 0.001 and more over normal tiles.
 SMALLEST_STD = 0.05
 SMALLEST_EXTENT = 1e-4  # between the quantiles of a map
 _ADAM = functools.partial(torch.optim.Adam, weight_decay=1e-5)
