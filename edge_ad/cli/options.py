@@ -58,7 +58,12 @@ alpha_option = click.option(
     "--alpha", type=click.Choice(ALPHAS), default="drop", show_default=True, help="Alpha channels."
 )
 device_option = click.option(
-    "-d", "--device", default="CPU", show_default=True, help="CPU, GPU, GPU.1, NPU, AUTO, CUDA, CUDA:1, TENSORRT."
+    "-d",
+    "--device",
+    default="CPU",
+    show_default=True,
+    callback=lambda _context, _option, name: name.upper(),  # as engines write them; torch's names go in either case too
+    help="CPU, GPU, GPU.1, NPU, AUTO, CUDA, CUDA:1, TENSORRT.",
 )
 precision_option = click.option(
     "--precision",
