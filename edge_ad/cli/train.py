@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from edge_ad.bundle.manifest import NormalisationStage, ScoreMerge
 from edge_ad.cli.options import (
@@ -16,6 +18,7 @@ from edge_ad.cli.options import (
     data_option,
     layout_option,
 )
+from edge_ad.errors import InputError
 from edge_ad.imaging import Alpha, PixelFormat
 from edge_ad.methods import METHODS
 from edge_ad.setups import SETUPS, ExtractorScope, Sharing
@@ -126,6 +129,7 @@ def command(
     kind = method_class(method)
     named = {"backbone": backbone, "layers": layers, "schedule": schedule, "steps": steps, "batch_size": batch_size}
     written = [f"{key}={value}" for key, value in named.items() if value is not None]
+    _refuse_twice(pairs, (*named, "seed", "weights"))
     parameters = parse_parameters(kind, [*written, *pairs], seed=seed, weights=weights)
     train_on = open_device(device)
     dataset = read_dataset(data, layout, category)
@@ -167,3 +171,11 @@ def command(
         )
     scale = run.normalisation().score
     click.echo(f"{output}: {method} {chosen}, {len(images.fit)} images, raw threshold {scale.threshold:.4g}")
+
+
+def _refuse_twice(pairs: Sequence[str], options: Sequence[str]) -> None:
+    """Raises `InputError` where ``-p`` gives a parameter that is given by an option of its own too."""
+    source = click.get_current_context().get_parameter_source
+    keys = [pair.partition("=")[0].strip() for pair in pairs]
+    if twice := [key for key in keys if key in options and source(key) is not ParameterSource.DEFAULT]:
+        raise InputError(f"-p {twice[0]}: given by --{twice[0].replace('_', '-')} too; leave one of them out")

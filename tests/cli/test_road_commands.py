@@ -123,7 +123,7 @@ def test_every_option_of_a_fitted_method_is_in_its_run(run, plates: Path, tmp_pa
 
 def test_every_option_of_a_trained_method_is_in_its_run(run, plates: Path, tmp_path: Path):
     options = (
-        *("--method", "stfpm", "--backbone", "test_resnet", "--weights", "none", "--global-model"),
+        *("--method", "stfpm", "-p", "backbone=test_resnet", "-p", "weights=none", "--global-model"),
         *("--image-size", "native", "--tile-size", 32, "--schedule", "original", "--steps", 2, "--batch-size", 3),
     )
     outcome = run("train", "--data", plates, *options, "-o", tmp_path / "run")
@@ -237,6 +237,8 @@ BAD = {
     "not weights": (["--weights", "text.safetensors"], "text.safetensors is not a readable weights file"),
     "other architecture": (["--weights", "other.safetensors"], "weights of another architecture"),
     "unknown parameter": (["-p", "dimension=5"], "dimension"),
+    "given twice": (["-p", "backbone=resnet34"], "-p backbone: given by --backbone too; leave one of them out"),
+    "default given twice": (["-p", "seed=3", "--seed", "0"], "-p seed: given by --seed too; leave one of them out"),
     "unknown rule": (["--threshold", "median"], "unknown threshold rule 'median'"),
     "held out": (["--held-out", "1.5"], "expected a fraction between 0 and 1"),
     "mixed sizes": (["--data", "mixed", "--image-size", "native"], "needs one common size"),
