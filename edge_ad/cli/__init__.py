@@ -24,6 +24,7 @@ from edge_ad.errors import EdgeAdError, ExtraMissingError
 # Name and short help, the first sentence of the command's own: a test compares them.
 COMMANDS = {
     "train": "Fit a method on normal images, one tile model after the other.",
+    "methods": "List the methods, or the parameters of one.",
     "distill": "Teach EfficientAD's small teacher what a large network knows.",
     "evaluate": "Measure a run or a bundle on labelled test images.",
     "export": "Turn a run into a bundle for the edge.",

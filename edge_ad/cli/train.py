@@ -31,7 +31,9 @@ from edge_ad.tiling import Size
 @category_option
 @bits_option
 @alpha_option
-@click.option("--method", type=click.Choice(list(METHODS)), default="padim", show_default=True)
+@click.option(
+    "--method", type=click.Choice(list(METHODS)), default="padim", show_default=True, help="See edge-ad methods."
+)
 @click.option("--setup", type=click.Choice(list(SETUPS)), default="ens9", show_default=True, help="Tiles and models.")
 @click.option("--image-size", type=SizeType(native=True), help="Replaces the setup's; 'native': the images' own.")
 @click.option("--tile-size", type=SizeType(), help="Replaces the setup's.")
@@ -61,7 +63,12 @@ from edge_ad.tiling import Size
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps; replaces the schedule's.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Tiles per training step; replaces the schedule's.")
 @click.option(
-    "-p", "--parameter", "pairs", multiple=True, metavar="KEY=VALUE", help="Parameter of the method; repeatable."
+    "-p",
+    "--parameter",
+    "pairs",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Parameter of the method (edge-ad methods NAME lists them); repeatable.",
 )
 @click.option("--device", default="CPU", show_default=True, help="Where to train: CPU, CUDA, CUDA:1.")
 @click.option("--seed", type=int, default=0, show_default=True)

@@ -15,6 +15,7 @@ from tiny_bundle import tiny_manifest
 from edge_ad.bundle.manifest import Format, Manifest, Precision
 from edge_ad.data.synthetic import write_synthetic
 from edge_ad.imaging import read_image, write_png
+from edge_ad.methods import METHODS
 
 TINY = ("--backbone", "resnet18", "--weights", "none", "-p", "dimensions=5", "--image-size", "64", "--tile-size", "32")
 
@@ -298,3 +299,14 @@ def test_a_teacher_is_distilled_and_trained_on(run, plates: Path, tmp_path: Path
         code,
         err.startswith("error: no distilled teacher can be downloaded: make one with edge-ad distill"),
     ) == (2, True)
+
+
+def test_methods_and_their_parameters_are_listed(run):
+    code, out, err = run("methods")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines() if line[0] != " "] == list(METHODS)
+    code, out, err = run("methods", "padim")
+    assert (code, err) == (0, "")
+    assert out.startswith("PaDiM: a Gaussian per position")
+    assert "dimensions=100                  channels kept, d; all of them where there are fewer\n" in out
+    assert run("methods", "nix").code == 2
