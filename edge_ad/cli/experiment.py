@@ -32,9 +32,9 @@ def command(
 ) -> None:
     """Run a grid of data sets, methods, setups and seeds, and set it in tables.
 
-    CONFIG is a TOML file; see edge_ad/experiment/config.py. Every cell is trained once and measured as trained and in
-    every precision. Results are appended to results.jsonl as they come: run the same command again to continue, or with
-    a longer list to add cells. A cell that fails is noted, tried again next time, and the exit code is 1.
+    CONFIG is a TOML file, whose keys docs/experiment.md lists. Every cell is trained once and measured as trained and
+    in every precision. Results are appended to results.jsonl as they come: run the same command again to continue, or
+    with a longer list to add cells. A cell that fails is noted, tried again next time, and the exit code is 1.
     """
     from edge_ad.errors import EdgeAdError
     from edge_ad.experiment.config import read_config
