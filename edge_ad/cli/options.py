@@ -76,7 +76,7 @@ signature_option = click.option(
     "--require-signature",
     "require_signature",
     metavar="PUBKEY",
-    type=click.Path(path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Refuse a bundle that is not signed by the owner of this Ed25519 key, a PEM file.",
 )
 threads_option = click.option(

@@ -24,6 +24,8 @@ from edge_ad.methods import METHODS
 from edge_ad.setups import SETUPS, ExtractorScope, Sharing
 from edge_ad.tiling import Size
 
+BY_STEPS = ("schedule", "steps", "batch_size")  # what methods lack that fit in one go
+
 
 @click.command("train")
 @data_option
@@ -49,7 +51,7 @@ from edge_ad.tiling import Size
 )
 @click.option(
     "--roi",
-    type=click.Path(path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Image of where to look: what is black in it is painted over, in training and on the line.",
 )
 @click.option("--backbone", help="Any timm network.  [default: the method's, tf_efficientnet_lite0 for most]")
@@ -124,19 +126,25 @@ def command(
     """
     from edge_ad.data.cache import common_size
     from edge_ad.data.layouts import read_dataset
-    from edge_ad.evaluation.thresholds import ThresholdRule
+    from edge_ad.evaluation.thresholds import Statistic, ThresholdRule
     from edge_ad.methods import create_model, method_class
+    from edge_ad.methods.parameters import parameters as method_parameters
     from edge_ad.methods.parameters import parse_parameters
     from edge_ad.progress import terminal_progress
     from edge_ad.roi import Roi
     from edge_ad.setups import make_setup
     from edge_ad.training.trainer import open_device, read_training_images, train
 
-    ThresholdRule.parse(threshold)
+    if ThresholdRule.parse(threshold).statistic is Statistic.F1:
+        raise InputError("--threshold f1: train takes no defective images; fit it afterwards with edge-ad threshold")
     kind = method_class(method)
     named = {"backbone": backbone, "layers": layers, "schedule": schedule, "steps": steps, "batch_size": batch_size}
-    written = [f"{key}={value}" for key, value in named.items() if value is not None]
+    given = {key: value for key, value in named.items() if value is not None}
     _refuse_twice(pairs, (*named, "seed", "weights"))
+    if lacking := [key for key in given if key not in method_parameters(kind)]:
+        what = "is not trained by steps" if lacking[0] in BY_STEPS else "has no such parameter"
+        raise InputError(f"{_flag(lacking[0])}: {method} {what}; leave it out (edge-ad methods {method})")
+    written = [f"{key}={value}" for key, value in given.items()]
     parameters = parse_parameters(kind, [*written, *pairs], seed=seed, weights=weights)
     train_on = open_device(device)
     dataset = read_dataset(data, layout, category)
@@ -185,4 +193,8 @@ def _refuse_twice(pairs: Sequence[str], options: Sequence[str]) -> None:
     source = click.get_current_context().get_parameter_source
     keys = [pair.partition("=")[0].strip() for pair in pairs]
     if twice := [key for key in keys if key in options and source(key) is not ParameterSource.DEFAULT]:
-        raise InputError(f"-p {twice[0]}: given by --{twice[0].replace('_', '-')} too; leave one of them out")
+        raise InputError(f"-p {twice[0]}: given by {_flag(twice[0])} too; leave one of them out")
+
+
+def _flag(parameter: str) -> str:
+    return f"--{parameter.replace('_', '-')}"
