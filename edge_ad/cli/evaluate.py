@@ -75,10 +75,11 @@ def command(
     are taken on raw merged values. A run is evaluated as it was trained, in float32, on the CPU or --device CUDA;
     precision and signature are for bundles.
     """
+    from edge_ad.bundle.files import MANIFEST_NAME
     from edge_ad.data.cache import open_cache
     from edge_ad.data.layouts import read_dataset
     from edge_ad.data.saturation import defects_config_of
-    from edge_ad.errors import EmptyDataError, InputError
+    from edge_ad.errors import BundleNotFoundError, EmptyDataError, InputError
     from edge_ad.evaluation.evaluate import evaluate
     from edge_ad.evaluation.report import to_json, to_markdown, write_report
     from edge_ad.experiment.plots import losses_png
@@ -103,6 +104,9 @@ def command(
         locations = run.settings.setup.model_locations
         losses = {location.name: found for location in locations if (found := run.losses(location))}
     else:
+        if not (model / MANIFEST_NAME).is_file():
+            what = f"it has no run.json and no {MANIFEST_NAME}" if model.is_dir() else "no such folder"
+            raise BundleNotFoundError(f"{model} is neither a run nor a bundle: {what}")
         detector = load(model, device, precision=precision, require_signature=require_signature)
     with detector, terminal_progress(not obj["quiet"]) as progress:
         cached = open_cache(dataset.test, detector.image_size, PixelFormat(bits, Alpha(alpha)), progress=progress)
