@@ -38,14 +38,24 @@ if TYPE_CHECKING:
 @device_option
 @precision_option
 @signature_option
-@click.option("--metrics-size", type=SizeType(), help="Where pixels are compared.  [default: the setup's image size]")
-@click.option("--pro-limit", type=click.FloatRange(0, 1, min_open=True), default=0.3, show_default=True)
+@click.option(
+    "--metrics-size",
+    type=SizeType(),
+    help="Where pixels are compared: height x width, or one number for a square.  [default: the setup's image size]",
+)
+@click.option(
+    "--pro-limit",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.3,
+    show_default=True,
+    help="False-positive rate up to which AUPRO integrates.",
+)
 @click.option(
     "--spro-limit",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.05,
     show_default=True,
-    help="Of sets with defects_config.json.",
+    help="The same of AU-sPRO, of sets with defects_config.json.",
 )
 @click.option("--json", "json_path", type=click.Path(allow_dash=True), help="Write the figures here; - for stdout.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for JSON, markdown, curves and losses.")

@@ -37,9 +37,13 @@ BY_STEPS = ("schedule", "steps", "batch_size")  # what methods lack that fit in 
     "--method", type=click.Choice(list(METHODS)), default="padim", show_default=True, help="See edge-ad methods."
 )
 @click.option("--setup", type=click.Choice(list(SETUPS)), default="ens9", show_default=True, help="Tiles and models.")
-@click.option("--image-size", type=SizeType(native=True), help="Replaces the setup's; 'native': the images' own.")
-@click.option("--tile-size", type=SizeType(), help="Replaces the setup's.")
-@click.option("--stride", type=SizeType(), help="Replaces the setup's.  [default with --tile-size: the tile size]")
+@click.option(
+    "--image-size",
+    type=SizeType(native=True),
+    help="Height x width, or one number for a square; replaces the setup's. 'native': the images' own.",
+)
+@click.option("--tile-size", type=SizeType(), help="Likewise.")
+@click.option("--stride", type=SizeType(), help="Likewise.  [default with --tile-size: the tile size]")
 @click.option("--sharing", type=choice(Sharing), help="One model per location, or one for all.")
 @click.option("--global-model", is_flag=True, help="One more model, of the whole image shrunk to a tile.")
 @click.option(
@@ -73,12 +77,18 @@ BY_STEPS = ("schedule", "steps", "batch_size")  # what methods lack that fit in 
     help="Parameter of the method (edge-ad methods NAME lists them); repeatable.",
 )
 @click.option("--device", default="CPU", show_default=True, help="Where to train: CPU, CUDA, CUDA:1.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of training, and of which images are held out.")
 @click.option("--held-out", type=float, default=0.15, show_default=True, help="Part of the images for thresholds.")
 @click.option(
     "--threshold", default="sigma:3", show_default=True, help="sigma:K, quantile:Q or max, on held-out images."
 )
-@click.option("--normalise", type=choice(NormalisationStage), default="image", show_default=True)
+@click.option(
+    "--normalise",
+    type=choice(NormalisationStage),
+    default="image",
+    show_default=True,
+    help="What is scaled to 0.5 at its threshold: merged values, or each tile's before that too.",
+)
 @click.option(
     "--score-merge",
     type=choice(ScoreMerge),

@@ -143,6 +143,12 @@ def test_every_option_has_the_variable_of_its_flag(name):
             assert option.envvar in [f"EDGE_AD_{name.upper()}_{flag}" for flag in flags]
 
 
+@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "export"])
+def test_every_option_says_what_it_is(name):
+    command = cli.group.get_command(click.Context(cli.group), name)
+    assert [option.name for option in command.params if isinstance(option, click.Option) and not option.help] == []
+
+
 def test_no_version_of_a_container_is_an_option(run, monkeypatch, tiny_bundle):
     """A gate must not pass because EDGE_AD_VERSION is set."""
     bundle = tiny_bundle()
