@@ -14,6 +14,7 @@ import edge_ad
 from edge_ad import cli
 from edge_ad.cli import options
 from edge_ad.data.layouts import LAYOUTS
+from edge_ad.doctor import ENGINE_PACKAGES
 from edge_ad.errors import BundleError, DeviceNotFoundError, EdgeAdError, GateError
 from edge_ad.imaging import Alpha
 
@@ -117,7 +118,7 @@ def test_help(run, flag):
 def test_version(run):
     assert run("--version") == (0, f"edge-ad {edge_ad.__version__}\n", "")
     verbose = run("-v", "--version").out.splitlines()
-    assert [line.split()[0] for line in verbose[1:]] == list(cli.ENGINE_PACKAGES)
+    assert [line.split()[0] for line in verbose[1:]] == list(ENGINE_PACKAGES)
     assert run("--version", "-v").out.splitlines() == verbose
 
 
