@@ -42,8 +42,10 @@ BY_STEPS = ("schedule", "steps", "batch_size")  # what methods lack that fit in 
     type=SizeType(native=True),
     help="Height x width, or one number for a square; replaces the setup's. 'native': the images' own.",
 )
-@click.option("--tile-size", type=SizeType(), help="Likewise.")
-@click.option("--stride", type=SizeType(), help="Likewise.  [default with --tile-size: the tile size]")
+@click.option("--tile-size", type=SizeType(), help="The same of a tile.")
+@click.option(
+    "--stride", type=SizeType(), help="The same from tile to tile.  [default with --tile-size: the tile size]"
+)
 @click.option("--sharing", type=choice(Sharing), help="One model per location, or one for all.")
 @click.option("--global-model", is_flag=True, help="One more model, of the whole image shrunk to a tile.")
 @click.option(
@@ -87,7 +89,7 @@ BY_STEPS = ("schedule", "steps", "batch_size")  # what methods lack that fit in 
     type=choice(NormalisationStage),
     default="image",
     show_default=True,
-    help="What is scaled to 0.5 at its threshold: merged values, or each tile's before that too.",
+    help="What is scaled to 0.5 at its threshold: merged values, or each tile's before that too; none: nothing.",
 )
 @click.option(
     "--score-merge",
