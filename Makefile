@@ -26,7 +26,7 @@ check: $(INSTALLED) ## Check style, types, who imports whom, and that docs/cli.m
 	@$(MAKE) --no-print-directory types
 	@$(BIN)/pytest tests/test_imports.py tests/cli/test_docs.py
 
-docs: $(INSTALLED) ## Write docs/cli.md and the tables of docs/results.md
+docs: $(INSTALLED) ## Write docs/cli.md and the tables of docs/results.md and docs/performance.md
 	@$(BIN)/python docs/generate_cli.py
 	@$(BIN)/python docs/generate_results.py
 

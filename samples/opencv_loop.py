@@ -39,8 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("source", help="camera index, URL, or path of a video file")
-    parser.add_argument("--device", default="CPU", help="CPU, GPU, NPU, CUDA, ... (default: CPU)")
-    parser.add_argument("--standby", help="a second device, loaded too, that takes over where the first one fails")
+    parser.add_argument("--device", type=str.upper, default="CPU", help="CPU, GPU, NPU, CUDA, ... (default: CPU)")
+    parser.add_argument(
+        "--standby", type=str.upper, help="a second device, loaded too, that takes over where the first one fails"
+    )
     parser.add_argument("--output", type=Path, help="write an annotated video: .avi or .mp4")
     parser.add_argument("--show", action="store_true", help="show the annotated frames in a window")
     options = parser.parse_args(arguments)

@@ -13,7 +13,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 import click
@@ -24,6 +23,7 @@ from edge_ad.errors import EdgeAdError, ExtraMissingError
 # Name and short help, the first sentence of the command's own: a test compares them.
 COMMANDS = {
     "train": "Fit a method on normal images, one tile model after the other.",
+    "methods": "List the methods, or the parameters of one.",
     "distill": "Teach EfficientAD's small teacher what a large network knows.",
     "evaluate": "Measure a run or a bundle on labelled test images.",
     "export": "Turn a run into a bundle for the edge.",
@@ -40,7 +40,6 @@ COMMANDS = {
     "experiment": "Run a grid of data sets, methods, setups and seeds, and set it in tables.",
     "demo": "Run the whole road on synthetic plates.",
 }
-ENGINE_PACKAGES = ("openvino", "onnxruntime", "onnxruntime-gpu", "torch", "nncf")
 INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: what a shell reports
 
 _BASE_PACKAGES = ("edge_ad", "numpy", "cv2", "click")
@@ -83,17 +82,11 @@ def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> N
         return
     click.echo(f"edge-ad {__version__}")
     if ctx.params.get("verbose"):
+        from edge_ad.doctor import ENGINE_PACKAGES, installed_version
+
         for package in ENGINE_PACKAGES:
             click.echo(f"{package} {installed_version(package) or 'not installed'}")
     ctx.exit()
-
-
-def installed_version(package: str) -> str | None:
-    """The version of an installed distribution, None where it is not there. Imports nothing."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 @click.group(

@@ -14,13 +14,13 @@ import click
 @click.option("--backbone", default="wide_resnet101_2", show_default=True, help="Any timm network to learn from.")
 @click.option("--layers", default="", help="timm layers, comma separated.  [default: those of stride 8 and 16]")
 @click.option("--weights", default="auto", show_default=True, metavar="auto|none|FILE", help="Of the backbone.")
-@click.option("--steps", type=click.IntRange(min=1), default=60_000, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=60_000, show_default=True, help="Training steps.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Photographs per step.")
-@click.option("--learning-rate", type=float, default=1e-4, show_default=True)
+@click.option("--learning-rate", type=float, default=1e-4, show_default=True, help="Of Adam.")
 @click.option("--image-size", type=click.IntRange(min=64), default=256, show_default=True, help="Side, pixels.")
 @click.option("--bf16", is_flag=True, help="Networks in bfloat16: faster where the device multiplies it.")
 @click.option("--device", default="cpu", show_default=True, help="Where to train: cpu, cuda, cuda:1.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of weights, batches and grey photographs.")
 @click.pass_obj
 def command(
     obj: dict[str, bool],

@@ -38,14 +38,24 @@ if TYPE_CHECKING:
 @device_option
 @precision_option
 @signature_option
-@click.option("--metrics-size", type=SizeType(), help="Where pixels are compared.  [default: the setup's image size]")
-@click.option("--pro-limit", type=click.FloatRange(0, 1, min_open=True), default=0.3, show_default=True)
+@click.option(
+    "--metrics-size",
+    type=SizeType(),
+    help="Where pixels are compared: height x width, or one number for a square.  [default: the setup's image size]",
+)
+@click.option(
+    "--pro-limit",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.3,
+    show_default=True,
+    help="False-positive rate up to which AUPRO integrates.",
+)
 @click.option(
     "--spro-limit",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.05,
     show_default=True,
-    help="Of sets with defects_config.json.",
+    help="The same of AU-sPRO, of sets with defects_config.json.",
 )
 @click.option("--json", "json_path", type=click.Path(allow_dash=True), help="Write the figures here; - for stdout.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for JSON, markdown, curves and losses.")
@@ -75,10 +85,11 @@ def command(
     are taken on raw merged values. A run is evaluated as it was trained, in float32, on the CPU or --device CUDA;
     precision and signature are for bundles.
     """
+    from edge_ad.bundle.files import MANIFEST_NAME
     from edge_ad.data.cache import open_cache
     from edge_ad.data.layouts import read_dataset
     from edge_ad.data.saturation import defects_config_of
-    from edge_ad.errors import EmptyDataError, InputError
+    from edge_ad.errors import BundleNotFoundError, EmptyDataError, InputError
     from edge_ad.evaluation.evaluate import evaluate
     from edge_ad.evaluation.report import to_json, to_markdown, write_report
     from edge_ad.experiment.plots import losses_png
@@ -103,6 +114,9 @@ def command(
         locations = run.settings.setup.model_locations
         losses = {location.name: found for location in locations if (found := run.losses(location))}
     else:
+        if not (model / MANIFEST_NAME).is_file():
+            what = f"it has no run.json and no {MANIFEST_NAME}" if model.is_dir() else "no such folder"
+            raise BundleNotFoundError(f"{model} is neither a run nor a bundle: {what}")
         detector = load(model, device, precision=precision, require_signature=require_signature)
     with detector, terminal_progress(not obj["quiet"]) as progress:
         cached = open_cache(dataset.test, detector.image_size, PixelFormat(bits, Alpha(alpha)), progress=progress)

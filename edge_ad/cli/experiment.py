@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("--keep", is_flag=True, help="Keep run folders and bundles below DIR/runs.")
 @click.option("--recompute", is_flag=True, help="Compute again what was made with other settings.")
 @click.option("--tables-only", is_flag=True, help="Only write the tables of what is there.")
-@click.option("--print", "print_only", is_flag=True, help="Only list the cells and how many lines each still lacks.")
+@click.option("--print", "print_only", is_flag=True, help="Only list the cells: done, or how many lines each lacks.")
 @click.pass_obj
 def command(
     obj: dict[str, bool],
@@ -32,12 +32,13 @@ def command(
 ) -> None:
     """Run a grid of data sets, methods, setups and seeds, and set it in tables.
 
-    CONFIG is a TOML file; see edge_ad/experiment/config.py. Every cell is trained once and measured as trained and in
-    every precision. Results are appended to results.jsonl as they come: run the same command again to continue, or with
-    a longer list to add cells. A cell that fails is noted, tried again next time, and the exit code is 1.
+    CONFIG is a TOML file, whose keys docs/experiment.md lists. Every cell is trained once and measured as trained and
+    in every precision. Results are appended to results.jsonl as they come: run the same command again to continue, or
+    with a longer list to add cells. A cell that fails is noted, tried again next time, and the exit code is 1.
     """
     from edge_ad.errors import EdgeAdError
     from edge_ad.experiment.config import read_config
+    from edge_ad.experiment.grid import cells
     from edge_ad.experiment.report import write_report
     from edge_ad.experiment.runner import make_plan, run_jobs
     from edge_ad.progress import terminal_progress
@@ -46,9 +47,12 @@ def command(
     plan = make_plan(experiment, output, recompute=recompute)
     missing = sum(len(job.todo) for job in plan.jobs)
     if print_only:
-        for job in plan.jobs:
-            click.echo(f"{job.cell}: {len(job.todo)} of {len(job.cell.identities)} lines")
-        click.echo(f"{missing} of {plan.lines} lines in {len(plan.jobs)} cells are to be computed")
+        todo = {str(job.cell): len(job.todo) for job in plan.jobs}
+        every = list(cells(experiment))
+        for cell in every:
+            lacks = todo.get(str(cell))
+            click.echo(f"{cell}: {f'{lacks} of {len(cell.identities)} lines missing' if lacks else 'done'}")
+        click.echo(f"{missing} of {plan.lines} lines missing, in {len(todo)} of {len(every)} cells")
         return
     done = 0
 

@@ -58,7 +58,12 @@ alpha_option = click.option(
     "--alpha", type=click.Choice(ALPHAS), default="drop", show_default=True, help="Alpha channels."
 )
 device_option = click.option(
-    "-d", "--device", default="CPU", show_default=True, help="CPU, GPU, GPU.1, NPU, AUTO, CUDA, CUDA:1, TENSORRT."
+    "-d",
+    "--device",
+    default="CPU",
+    show_default=True,
+    callback=lambda _context, _option, name: name.upper(),  # as engines write them; torch's names go in either case too
+    help="CPU, GPU, GPU.1, NPU, AUTO, CUDA, CUDA:1, TENSORRT.",
 )
 precision_option = click.option(
     "--precision",
@@ -71,7 +76,7 @@ signature_option = click.option(
     "--require-signature",
     "require_signature",
     metavar="PUBKEY",
-    type=click.Path(path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Refuse a bundle that is not signed by the owner of this Ed25519 key, a PEM file.",
 )
 threads_option = click.option(

@@ -11,7 +11,12 @@ from edge_ad.bundle.files import sign_bundle
 
 @click.command("sign")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--key", type=click.Path(path_type=Path), required=True, help="Private Ed25519 key, a PEM file.")
+@click.option(
+    "--key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="Private Ed25519 key, a PEM file.",
+)
 def command(bundle: Path, key: Path) -> None:
     """Sign a bundle, so that a line can require it.
 

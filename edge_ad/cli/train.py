@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from edge_ad.bundle.manifest import NormalisationStage, ScoreMerge
 from edge_ad.cli.options import (
@@ -16,10 +18,13 @@ from edge_ad.cli.options import (
     data_option,
     layout_option,
 )
+from edge_ad.errors import InputError
 from edge_ad.imaging import Alpha, PixelFormat
 from edge_ad.methods import METHODS
 from edge_ad.setups import SETUPS, ExtractorScope, Sharing
 from edge_ad.tiling import Size
+
+BY_STEPS = ("schedule", "steps", "batch_size")  # what methods lack that fit in one go
 
 
 @click.command("train")
@@ -28,11 +33,19 @@ from edge_ad.tiling import Size
 @category_option
 @bits_option
 @alpha_option
-@click.option("--method", type=click.Choice(list(METHODS)), default="padim", show_default=True)
+@click.option(
+    "--method", type=click.Choice(list(METHODS)), default="padim", show_default=True, help="See edge-ad methods."
+)
 @click.option("--setup", type=click.Choice(list(SETUPS)), default="ens9", show_default=True, help="Tiles and models.")
-@click.option("--image-size", type=SizeType(native=True), help="Replaces the setup's; 'native': the images' own.")
-@click.option("--tile-size", type=SizeType(), help="Replaces the setup's.")
-@click.option("--stride", type=SizeType(), help="Replaces the setup's.  [default with --tile-size: the tile size]")
+@click.option(
+    "--image-size",
+    type=SizeType(native=True),
+    help="Height x width, or one number for a square; replaces the setup's. 'native': the images' own.",
+)
+@click.option("--tile-size", type=SizeType(), help="The same of a tile.")
+@click.option(
+    "--stride", type=SizeType(), help="The same from tile to tile.  [default with --tile-size: the tile size]"
+)
 @click.option("--sharing", type=choice(Sharing), help="One model per location, or one for all.")
 @click.option("--global-model", is_flag=True, help="One more model, of the whole image shrunk to a tile.")
 @click.option(
@@ -44,7 +57,7 @@ from edge_ad.tiling import Size
 )
 @click.option(
     "--roi",
-    type=click.Path(path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Image of where to look: what is black in it is painted over, in training and on the line.",
 )
 @click.option("--backbone", help="Any timm network.  [default: the method's, tf_efficientnet_lite0 for most]")
@@ -58,15 +71,26 @@ from edge_ad.tiling import Size
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps; replaces the schedule's.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Tiles per training step; replaces the schedule's.")
 @click.option(
-    "-p", "--parameter", "pairs", multiple=True, metavar="KEY=VALUE", help="Parameter of the method; repeatable."
+    "-p",
+    "--parameter",
+    "pairs",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Parameter of the method (edge-ad methods NAME lists them); repeatable.",
 )
 @click.option("--device", default="CPU", show_default=True, help="Where to train: CPU, CUDA, CUDA:1.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of training, and of which images are held out.")
 @click.option("--held-out", type=float, default=0.15, show_default=True, help="Part of the images for thresholds.")
 @click.option(
     "--threshold", default="sigma:3", show_default=True, help="sigma:K, quantile:Q or max, on held-out images."
 )
-@click.option("--normalise", type=choice(NormalisationStage), default="image", show_default=True)
+@click.option(
+    "--normalise",
+    type=choice(NormalisationStage),
+    default="image",
+    show_default=True,
+    help="What is scaled to 0.5 at its threshold: merged values, or each tile's before that too; none: nothing.",
+)
 @click.option(
     "--score-merge",
     type=choice(ScoreMerge),
@@ -114,8 +138,9 @@ def command(
     """
     from edge_ad.data.cache import common_size
     from edge_ad.data.layouts import read_dataset
-    from edge_ad.evaluation.thresholds import ThresholdRule
+    from edge_ad.evaluation.thresholds import Statistic, ThresholdRule
     from edge_ad.methods import create_model, method_class
+    from edge_ad.methods.parameters import parameters as method_parameters
     from edge_ad.methods.parameters import parse_parameters
     from edge_ad.methods.seeding import seeded
     from edge_ad.progress import terminal_progress
@@ -123,10 +148,16 @@ def command(
     from edge_ad.setups import make_setup
     from edge_ad.training.trainer import open_device, read_training_images, train
 
-    ThresholdRule.parse(threshold)
+    if ThresholdRule.parse(threshold).statistic is Statistic.F1:
+        raise InputError("--threshold f1: train takes no defective images; fit it afterwards with edge-ad threshold")
     kind = method_class(method)
     named = {"backbone": backbone, "layers": layers, "schedule": schedule, "steps": steps, "batch_size": batch_size}
-    written = [f"{key}={value}" for key, value in named.items() if value is not None]
+    given = {key: value for key, value in named.items() if value is not None}
+    _refuse_twice(pairs, (*named, "seed", "weights"))
+    if lacking := [key for key in given if key not in method_parameters(kind)]:
+        what = "is not trained by steps" if lacking[0] in BY_STEPS else "has no such parameter"
+        raise InputError(f"{_flag(lacking[0])}: {method} {what}; leave it out (edge-ad methods {method})")
+    written = [f"{key}={value}" for key, value in given.items()]
     parameters = parse_parameters(kind, [*written, *pairs], seed=seed, weights=weights)
     train_on = open_device(device)
     dataset = read_dataset(data, layout, category)
@@ -170,3 +201,15 @@ def command(
         )
     scale = run.normalisation().score
     click.echo(f"{output}: {method} {chosen}, {len(images.fit)} images, raw threshold {scale.threshold:.4g}")
+
+
+def _refuse_twice(pairs: Sequence[str], options: Sequence[str]) -> None:
+    """Raises `InputError` where ``-p`` gives a parameter that is given by an option of its own too."""
+    source = click.get_current_context().get_parameter_source
+    keys = [pair.partition("=")[0].strip() for pair in pairs]
+    if twice := [key for key in keys if key in options and source(key) is not ParameterSource.DEFAULT]:
+        raise InputError(f"-p {twice[0]}: given by {_flag(twice[0])} too; leave one of them out")
+
+
+def _flag(parameter: str) -> str:
+    return f"--{parameter.replace('_', '-')}"

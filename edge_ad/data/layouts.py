@@ -109,6 +109,9 @@ class Layout(Protocol):
     def categories(self, root: Path) -> list[str]:
         """Categories under ``root``; empty where ``root`` is itself one."""
 
+    def has(self, root: Path) -> bool:
+        """Whether ``root``, one category or several, is organised like this."""
+
     def read(self, root: Path, category: str | None) -> Dataset:
         """The images of one category. Raises the errors of `read_dataset`."""
 
@@ -140,7 +143,8 @@ def read_dataset(
     if not dataset.train and (trains or not dataset.test):
         if not dataset.test and not any(_files(root)):
             raise EmptyDataError(f"{root} holds no image ({', '.join(IMAGE_SUFFIXES)})")
-        raise NoNormalImagesError(f"{root}: no normal training image in layout {layout!r}; choose another --layout")
+        remedy = _remedy(root, LAYOUTS[layout])
+        raise NoNormalImagesError(f"{root}: no normal training image in layout {layout!r}; {remedy}")
     defective = [sample for sample in dataset.test if sample.label]
     if dataset.has_masks and (bare := [sample for sample in defective if not sample.masks]):
         raise MissingMaskError(
@@ -177,6 +181,10 @@ class FolderLayout:
         if (root / self.train).is_dir():
             return []
         return sorted(path.name for path in root.iterdir() if (path / self.train).is_dir())
+
+    def has(self, root: Path) -> bool:
+        """See `Layout.has`."""
+        return (root / self.train).is_dir() or bool(self.categories(root))
 
     def read(self, root: Path, category: str | None) -> Dataset:
         """See `Layout.read`."""
@@ -236,6 +244,10 @@ class PlainLayout:
         """See `Layout.categories`."""
         return [] if image_files(root) else self._named.categories(root)
 
+    def has(self, root: Path) -> bool:
+        """See `Layout.has`; a folder of images alone may be anything."""
+        return self._named.has(root)
+
     def read(self, root: Path, category: str | None) -> Dataset:
         """See `Layout.read`."""
         name = root.resolve().name
@@ -247,9 +259,15 @@ class PlainLayout:
 class VisaLayout:
     """VisA's one-class split: paths in the csv are relative to the root."""
 
+    _csv = Path("split_csv", "1cls.csv")
+
     def categories(self, root: Path) -> list[str]:
         """See `Layout.categories`."""
         return sorted({row["object"] for row in self._rows(root)})
+
+    def has(self, root: Path) -> bool:
+        """See `Layout.has`."""
+        return (root / self._csv).is_file()
 
     def read(self, root: Path, category: str | None) -> Dataset:
         """See `Layout.read`."""
@@ -259,11 +277,10 @@ class VisaLayout:
         test = tuple(self._sample(root, row) for row in rows if row["split"] == "test")
         return Dataset(category, train, test)
 
-    @staticmethod
-    def _rows(root: Path) -> list[dict[str, str]]:
-        path = root / "split_csv" / "1cls.csv"
+    def _rows(self, root: Path) -> list[dict[str, str]]:
+        path = root / self._csv
         if not path.is_file():
-            raise LayoutError(f"{root} has no split_csv/1cls.csv; choose another --layout")
+            raise LayoutError(f"{root} has no {self._csv.as_posix()}; {_remedy(root, self)}")
         with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark at the start
             reader = csv.DictReader(file, restval="")
             rows = list(reader)
@@ -291,6 +308,12 @@ def _samples(folder: Path, label: int, defect: str = NORMAL) -> tuple[Sample, ..
 
 def _files(root: Path) -> Iterable[Path]:
     return (path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _remedy(root: Path, layout: Layout) -> str:
+    """What to do where ``root`` is no data set of the layout."""
+    found = sorted(path.name for path in root.iterdir() if path.is_dir() and layout.has(path))
+    return f"name one of the data sets in it: {', '.join(found)}" if found else "choose another --layout"
 
 
 def _choose(root: Path, names: Sequence[str], category: str | None) -> str:

@@ -11,6 +11,7 @@ from tiny_bundle import tiny_manifest, tiny_setup
 from edge_ad.bundle.files import read_manifest
 from edge_ad.bundle.manifest import Format, Fusion, Manifest, Scale
 from edge_ad.cli import verify
+from edge_ad.data.synthetic import write_synthetic
 
 
 @pytest.mark.parametrize("graph_format", Format)
@@ -103,6 +104,16 @@ def test_a_folder_that_is_no_bundle(run, tmp_path, command):
     code, _, err = run(command, tmp_path)
     assert code == 2
     assert err == f"error: {tmp_path} is not a bundle: it has no manifest.json\n"
+
+
+def test_what_is_evaluated_may_be_a_run_or_a_bundle(run, tmp_path):
+    data = write_synthetic(tmp_path / "plates", size=(64, 64), train=1, test_good=1, test_defective=1)
+    code, _, err = run("evaluate", tmp_path, "--data", data)
+    assert (code, err) == (
+        2,
+        f"error: {tmp_path} is neither a run nor a bundle: it has no run.json and no manifest.json\n",
+    )
+    assert "nix is neither a run nor a bundle: no such folder" in run("evaluate", "nix", "--data", data).err
 
 
 def test_inspect_writes_json_to_a_file(run, tiny_bundle, tmp_path):

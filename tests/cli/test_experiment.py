@@ -50,6 +50,11 @@ def test_runs_once_then_only_writes_tables(run, config: Path, tmp_path: Path):
 
     write_config(config.parent, "seeds = [0, 1]")
     (out / "results.md").unlink()
+    assert run("experiment", config, "-o", out, "--print").out.splitlines() == [
+        "plates/plates padim resnet18 whole seed 0: done",
+        "plates/plates padim resnet18 whole seed 1: 1 of 1 lines missing",
+        "1 of 2 lines missing, in 1 of 2 cells",
+    ]
     code, printed, talk = run("experiment", config, "-o", out, "--tables-only")
     assert (code, talk) == (0, "")
     assert "1 of 2 results measured, 0 failed, 1 still to be computed" in (out / "results.md").read_text()
@@ -68,9 +73,9 @@ def test_print_lists_cells_and_touches_nothing(run, config: Path, tmp_path: Path
     code, printed, talk = run("experiment", config, "-o", tmp_path / "out", "--print")
     assert (code, talk) == (0, "")
     assert printed.splitlines() == [
-        "plates/plates padim resnet18 whole seed 0: 2 of 2 lines",
-        "plates/plates padim resnet18 whole seed 1: 2 of 2 lines",
-        "4 of 4 lines in 2 cells are to be computed",
+        "plates/plates padim resnet18 whole seed 0: 2 of 2 lines missing",
+        "plates/plates padim resnet18 whole seed 1: 2 of 2 lines missing",
+        "4 of 4 lines missing, in 2 of 2 cells",
     ]
     assert not (tmp_path / "out").exists()
 

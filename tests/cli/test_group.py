@@ -14,6 +14,7 @@ import edge_ad
 from edge_ad import cli
 from edge_ad.cli import options
 from edge_ad.data.layouts import LAYOUTS
+from edge_ad.doctor import ENGINE_PACKAGES
 from edge_ad.errors import BundleError, DeviceNotFoundError, EdgeAdError, GateError
 from edge_ad.imaging import Alpha
 
@@ -117,7 +118,7 @@ def test_help(run, flag):
 def test_version(run):
     assert run("--version") == (0, f"edge-ad {edge_ad.__version__}\n", "")
     verbose = run("-v", "--version").out.splitlines()
-    assert [line.split()[0] for line in verbose[1:]] == list(cli.ENGINE_PACKAGES)
+    assert [line.split()[0] for line in verbose[1:]] == list(ENGINE_PACKAGES)
     assert run("--version", "-v").out.splitlines() == verbose
 
 
@@ -141,6 +142,12 @@ def test_every_option_has_the_variable_of_its_flag(name):
         if isinstance(option, click.Option):
             flags = [flag.removeprefix("--").replace("-", "_").upper() for flag in option.opts]
             assert option.envvar in [f"EDGE_AD_{name.upper()}_{flag}" for flag in flags]
+
+
+@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "export"])
+def test_every_option_says_what_it_is(name):
+    command = cli.group.get_command(click.Context(cli.group), name)
+    assert [option.name for option in command.params if isinstance(option, click.Option) and not option.help] == []
 
 
 def test_no_version_of_a_container_is_an_option(run, monkeypatch, tiny_bundle):

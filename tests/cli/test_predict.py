@@ -304,7 +304,7 @@ def test_device_and_precision_reach_the_runtime(run, bundle, images, tmp_path, m
     real = predict.load
     monkeypatch.setattr(predict, "load", load)
     assert (
-        run("predict", bundle, images, "-d", "NPU", "--precision", "f16", "--self-test", "-o", tmp_path / "a").code == 0
+        run("predict", bundle, images, "-d", "npu", "--precision", "f16", "--self-test", "-o", tmp_path / "a").code == 0
     )
     options = ("--threads", 2, "--memory-budget", "300MB", "--cache-dir", "compiled")
     assert run("predict", bundle, images, *options, "-o", tmp_path / "b").code == 0

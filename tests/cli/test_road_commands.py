@@ -15,6 +15,7 @@ from tiny_bundle import tiny_manifest
 from edge_ad.bundle.manifest import Format, Manifest, Precision
 from edge_ad.data.synthetic import write_synthetic
 from edge_ad.imaging import read_image, write_png
+from edge_ad.methods import METHODS
 
 TINY = ("--backbone", "resnet18", "--weights", "none", "-p", "dimensions=5", "--image-size", "64", "--tile-size", "32")
 
@@ -123,7 +124,7 @@ def test_every_option_of_a_fitted_method_is_in_its_run(run, plates: Path, tmp_pa
 
 def test_every_option_of_a_trained_method_is_in_its_run(run, plates: Path, tmp_path: Path):
     options = (
-        *("--method", "stfpm", "--backbone", "test_resnet", "--weights", "none", "--global-model"),
+        *("--method", "stfpm", "-p", "backbone=test_resnet", "-p", "weights=none", "--global-model"),
         *("--image-size", "native", "--tile-size", 32, "--schedule", "original", "--steps", 2, "--batch-size", 3),
     )
     outcome = run("train", "--data", plates, *options, "-o", tmp_path / "run")
@@ -237,6 +238,13 @@ BAD = {
     "not weights": (["--weights", "text.safetensors"], "text.safetensors is not a readable weights file"),
     "other architecture": (["--weights", "other.safetensors"], "weights of another architecture"),
     "unknown parameter": (["-p", "dimension=5"], "dimension"),
+    "given twice": (["-p", "backbone=resnet34"], "-p backbone: given by --backbone too; leave one of them out"),
+    "default given twice": (["-p", "seed=3", "--seed", "0"], "-p seed: given by --seed too; leave one of them out"),
+    "steps of no training": (["--steps", "5"], "--steps: padim is not trained by steps; leave it out"),
+    "batch of no training": (["--batch-size", "5"], "--batch-size: padim is not trained by steps; leave it out"),
+    "no backbone": (["--method", "efficient_ad"], "--backbone: efficient_ad has no such parameter; leave it out"),
+    "rule that needs defects": (["--threshold", "f1"], "fit it afterwards with edge-ad threshold"),
+    "no such region": (["--roi", "no.png"], "Invalid value for '--roi': File 'no.png' does not exist."),
     "unknown rule": (["--threshold", "median"], "unknown threshold rule 'median'"),
     "held out": (["--held-out", "1.5"], "expected a fraction between 0 and 1"),
     "mixed sizes": (["--data", "mixed", "--image-size", "native"], "needs one common size"),
@@ -296,3 +304,14 @@ def test_a_teacher_is_distilled_and_trained_on(run, plates: Path, tmp_path: Path
         code,
         err.startswith("error: no distilled teacher can be downloaded: make one with edge-ad distill"),
     ) == (2, True)
+
+
+def test_methods_and_their_parameters_are_listed(run):
+    code, out, err = run("methods")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines() if line[0] != " "] == list(METHODS)
+    code, out, err = run("methods", "padim")
+    assert (code, err) == (0, "")
+    assert out.startswith("PaDiM: a Gaussian per position")
+    assert "dimensions=100                  channels kept, d; all of them where there are fewer\n" in out
+    assert run("methods", "nix").code == 2

@@ -63,3 +63,12 @@ def test_a_changed_bundle_is_not_signed(run, bundle, keys):
     code, _, err = run("sign", bundle, "--key", keys[0])
     assert (code, "extra is not named in the manifest" in err) == (2, True)
     assert not (bundle / "manifest.sig").exists()
+
+
+@pytest.mark.parametrize(("command", "option"), [("sign", "--key"), ("verify", "--require-signature")])
+def test_a_key_that_is_not_there_is_named_by_its_option(run, bundle, command, option):
+    code, out, err = run(command, bundle, option, "nokey")
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: Invalid value for '{option}': File 'nokey' does not exist. See 'edge-ad {command} --help'.\n"
+    )

@@ -340,3 +340,15 @@ def test_real_sets_are_read_and_their_masks_fit():
         assert len(dataset.test) == len(list((root / "test").glob("*/*")))
         for sample in dataset.test[::10]:
             assert read_masks(sample, image_size(sample.path)).any() == bool(sample.masks)
+
+
+def test_a_folder_of_data_sets_names_those_of_the_layout(tmp_path):
+    touch(tmp_path, "bolts/m8/train/good/0.png", "nuts/train/ok/0.png", "notes.txt", "weights/a.bin")
+    with pytest.raises(NoNormalImagesError, match=r"layout 'mvtec'; name one of the data sets in it: bolts$"):
+        read_dataset(tmp_path)
+    visa(tmp_path / "visa", *VISA)
+    with pytest.raises(LayoutError, match=r"has no split_csv/1cls\.csv; name one of the data sets in it: visa$"):
+        read_dataset(tmp_path, "visa")
+    touch(tmp_path, "plain/one/normal/0.png", "plain/two/normal/0.png")
+    with pytest.raises(NoNormalImagesError, match=r"layout 'folder'; name one of the data sets in it: plain$"):
+        read_dataset(tmp_path, "folder")

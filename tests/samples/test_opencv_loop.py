@@ -85,7 +85,7 @@ def test_a_file_from_the_command_line(tiny_bundle: Write, video: Path, tmp_path:
     ("arguments", "code", "message"),
     [
         (["gone.avi"], 2, "gone.avi gives no frame; check the path"),
-        (["{video}", "--device", "CUDA"], 4, "'CUDA' is not one that OpenVINO finds here"),
+        (["{video}", "--device", "cuda"], 4, "'CUDA' is not one that OpenVINO finds here"),
         (["{video}", "--output", "no/such/folder/out.avi"], 1, "cannot write no/such/folder/out.avi"),
     ],
 )
