@@ -1,4 +1,4 @@
-"""Writes the tables of results.md, logical.md and performance.md from what experiments and benchmarks wrote: ``make docs``.
+"""Writes the tables of the documents from what experiments and benchmarks wrote: ``make docs``.
 
     <!-- table: methods -->            accuracy by docs/results/methods.jsonl, one row per method and setup
     <!-- end -->
@@ -97,8 +97,7 @@ def kinds(records: Sequence[Record]) -> str:
     for name in dict.fromkeys(record.identity.dataset for record in records):
         of_set = [each for each in records if (each.identity.dataset, each.identity.precision) == (name, Variant.TORCH)]
         for method, setup, of_row in _rows(of_set):
-            for record in of_row:
-                lines.append(_row((name, method, setup, *_kind_cells(record))))
+            lines += [_row((name, method, setup, *_kind_cells(record))) for record in of_row]
     return "\n".join(lines)
 
 

@@ -67,7 +67,7 @@ def check(words: list[str]) -> None:
     assert all((ROOT / word).exists() for word in words if word.startswith("benchmarks/"))
     check_options(words)
     if words[0] == "edge-ad" and LEFT_OUT not in words:
-        with named(words).make_context(words[1], words[2:], parent=click.Context(group)):
+        with named(words).make_context(words[1], words[2:], parent=click.Context(group, **group.context_settings)):
             pass
 
 
