@@ -5,12 +5,13 @@
    quantised (`edge_ad.methods.tile_model.HeadInt8`).
 3. Thresholds are fitted on the held-out images with the exported graphs themselves.
 4. The bundle is compared with the torch model, in float32 and in the device's default precision; the first comparison
-   gates the export.
+   gates the export, the second warns.
 5. Two golden images let any machine prove itself later.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +43,7 @@ from edge_ad.exporters.parity import (
     compare,
     plant_defects,
     raw_outputs,
+    shortfall,
 )
 from edge_ad.exporters.quantisation import calibration_tiles, head_feeds, quantise, quantise_head
 from edge_ad.imaging import encode_png
@@ -62,6 +64,7 @@ from edge_ad.training.trainer import TrainingImages
 PARITY_IMAGES = 16  # up to half of them normal, the others with a planted defect: ranks of fewer would say little
 REFIT_BATCH = 8
 VERIFY_TOLERANCE = 0.02  # of the distance from low to threshold
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -300,7 +303,8 @@ def _prove(
     """Add parity and golden images to ``manifest``, or raise where a gate is not met."""
     normal = images.held_out[: PARITY_IMAGES // 2]
     repeated = np.arange(PARITY_IMAGES - len(normal)) % len(normal)  # every defect is another
-    probes = np.concatenate([normal, plant_defects(normal[repeated])])
+    planted = plant_defects(normal[repeated], images.roi.inside if images.roi else None)
+    probes = np.concatenate([normal, planted])
     progress(0, 3, "parity: torch")
     # Where values are scaled before they are merged or fused: alike on both sides, so that graphs are compared
     norm = manifest.normalisation
@@ -321,50 +325,71 @@ def _prove(
                 device=detector.device,
             )
         results.setdefault(parity.execution_precision, (exported, parity))
-    exported, parity = next(iter(results.values()))
-    check_parity(parity, options.precision, options.parity_tolerance)
+    (exported, exact), *others = results.values()
+    check_parity(exact, options.precision, options.parity_tolerance)
+    for _, parity in others:
+        if reason := shortfall(parity, options.precision, options.parity_tolerance):
+            _LOGGER.warning(
+                "warning: %s, which is this device's default: run the bundle with --precision f32, that is "
+                'edge_ad.load(..., precision="f32")',
+                reason,
+            )
     if options.accuracy_drop is not None:
         check_accuracy(reference, exported, np.arange(len(probes)) >= len(normal), options.accuracy_drop)
     progress(3, 3, "parity")
+    outputs = [found for found, _ in results.values()]
     return replace(
         manifest,
-        golden=_golden(stage, probes, [outputs for outputs, _ in results.values()], len(normal), norm.map),
+        golden=_golden(stage, probes, outputs, len(normal), norm),
         parity=tuple(parity for _, parity in results.values()),
-        parity_tolerance=_verify_tolerance(results, manifest),
+        parity_tolerance=_tolerance([each.scores for each in outputs], norm.score) / _span(norm.score),
     )
 
 
 def _golden(
-    stage: Path, probes: NDArray[np.uint8], outputs: Sequence[RawOutputs], normal: int, scale: Scale
+    stage: Path, probes: NDArray[np.uint8], outputs: Sequence[RawOutputs], normal: int, norm: Normalisation
 ) -> tuple[Golden, ...]:
-    """The first normal one of ``probes`` and the defective one of highest score, as the first of ``outputs`` has them.
+    """Of the ``normal`` first ``probes`` the one of lowest score, of the others that of highest: no near miss.
 
-    Their maps may be off elsewhere by `_tolerance`, as scores.
+    With scores and maps as the first of ``outputs`` has them. Elsewhere these may be off by `_tolerance`, but a score
+    by no more than its way to the threshold: what rounds a verdict away is no device for this bundle. A score that lies
+    at the threshold keeps `VERIFY_TOLERANCE`.
     """
     (stage / "golden").mkdir()
     exact = outputs[0]
     golden = []
-    for label, index in (("normal", 0), ("anomalous", normal + int(exact.scores[normal:].argmax()))):
+    for label, index in (
+        ("normal", int(exact.scores[:normal].argmin())),
+        ("anomalous", normal + int(exact.scores[normal:].argmax())),
+    ):
         relative = f"golden/{label}.png"
         (stage / relative).write_bytes(encode_png(probes[index]))
         means = [coarse_map(each.maps[index]) for each in outputs]
-        tolerance = _tolerance(means, scale) * (scale.threshold - scale.low)
-        score, raw_map = float(exact.scores[index]), tuple(means[0].tolist())
-        golden.append(Golden(label, file_entry(stage, relative), score, raw_map, tolerance))
+        score = float(exact.scores[index])
+        way = max(abs(score - norm.score.threshold), VERIFY_TOLERANCE * _span(norm.score))
+        golden.append(
+            Golden(
+                label,
+                file_entry(stage, relative),
+                score,
+                raw_map=tuple(means[0].tolist()),
+                map_tolerance=_tolerance(means, norm.map),
+                score_tolerance=min(_tolerance([each.scores[index] for each in outputs], norm.score), way),
+            )
+        )
     return tuple(golden)
 
 
-def _verify_tolerance(results: dict[str, tuple[RawOutputs, Parity]], manifest: Manifest) -> float:
-    """How far a golden score may be off on another machine, in units of the score scale."""
-    return _tolerance([outputs.scores for outputs, _ in results.values()], manifest.normalisation.score)
+def _tolerance(values: Sequence[NDArray[np.float32] | np.float32], scale: Scale) -> float:
+    """How far ``values[0]`` may be off on another machine, the others being of other precisions.
 
-
-def _tolerance(values: Sequence[NDArray[np.float32]], scale: Scale) -> float:
-    """How far ``values[0]`` may be off on another machine, the others being of other precisions; in units of ``scale``.
-
-    At least `VERIFY_TOLERANCE`, and twice what the device's default precision moved them here: verification tells a
-    broken device from a rounding one.
+    At least `VERIFY_TOLERANCE` of ``scale``, and twice what the device's default precision moved them here, so that
+    verification tells a broken device from a rounding one.
     """
     exact, *others = values
     moved = max((float(np.abs(other - exact).max()) for other in others), default=0.0)
-    return max(VERIFY_TOLERANCE, 2 * moved / (scale.threshold - scale.low))
+    return max(VERIFY_TOLERANCE * _span(scale), 2 * moved)
+
+
+def _span(scale: Scale) -> float:
+    return scale.threshold - scale.low
