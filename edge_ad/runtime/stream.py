@@ -93,7 +93,8 @@ class Stream:
     def close(self, why: EdgeAdError | None = None) -> None:
         """End it: a reader that waits has its end at once. From any thread, any number of times.
 
-        Waits for its threads, two seconds each at most: a source may be blocked in its driver, and is left behind.
+        Waits for its threads, two seconds each at most: a source may be blocked in its driver, and is left behind. Its
+        thread ends with the next frame, which nobody gets.
 
         Args:
             why: what the reader is to have raised, in place of a plain end.
