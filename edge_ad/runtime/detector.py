@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from edge_ad.bundle.manifest import Manifest, Normalisation, NormalisationStage, ScoreMerge
 from edge_ad.errors import (
+    BundleError,
     ColorError,
     DetectorClosedError,
     ForkedError,
     FrameError,
+    GeometryError,
     InferenceError,
     InputError,
     NonFiniteOutputError,
@@ -103,9 +105,7 @@ class Detector:
         self.roi = roi
         self.shared = shared
         self.heads = dict(zip(setup.model_locations, heads, strict=True))
-        sees_image = setup.extractor_scope is ExtractorScope.IMAGE
-        axes = manifest.feature_axes
-        self._windows = FeatureWindows(self.grid, shared.outputs, axes, batch_size) if shared and sees_image else None
+        self._windows = self._new_windows()
         check_graphs(shared, self.heads, setup, self._windows)
         self._cuts_tiles = self._windows is None or any("image" in head.inputs for head in heads)
         self._tile = np.zeros((batch_size, *self.grid.tile_size, 3), np.uint8)
@@ -396,6 +396,15 @@ class Detector:
             self.roi.quieten(raw.maps)
             watch.lap("roi")
         return replace(raw, timings_ms=watch.stop())
+
+    def _new_windows(self) -> FeatureWindows | None:
+        """Where the extractor sees the whole image. Raises `BundleError` where its outputs do not fit the tiles."""
+        if self.shared is None or self.manifest.setup.extractor_scope is not ExtractorScope.IMAGE:
+            return None
+        try:
+            return FeatureWindows(self.grid, self.shared.outputs, self.manifest.feature_axes, self.batch_size)
+        except GeometryError as error:
+            raise BundleError(f"the shared graph: {error}") from error
 
     def _new_merger(self) -> MapMerger:
         return MapMerger(self.grid, (self.batch_size,), self.manifest.blank_tiles)
