@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edge_ad.bundle.manifest import Format, Precision
-from edge_ad.cli.options import choice
+from edge_ad.cli.options import AmountType, choice
 
 
 @click.command("export")
@@ -21,10 +21,12 @@ from edge_ad.cli.options import choice
 )
 @click.option(
     "--accuracy-drop",
-    type=float,
+    type=AmountType(),
     help="Fail where image AUROC drops more, on 8 good images and 8 with planted defects: in steps of 1/64.",
 )
-@click.option("--parity-tolerance", type=float, help="Largest map error, of the map's range.  [default: by precision]")
+@click.option(
+    "--parity-tolerance", type=AmountType(), help="Largest map error, of the map's range.  [default: by precision]"
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle folder.")
 @click.pass_obj

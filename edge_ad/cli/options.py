@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -36,6 +37,19 @@ class SizeType(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gene
             return parse_size(value)
         except InputError as error:
             self.fail(str(error), param, ctx)
+
+
+class AmountType(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # as above
+    """A finite number of at least 0. Limits of gates: nothing is above NaN, and everything is above -1."""
+
+    name = "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """``value`` as a float."""
+        number: float = click.FLOAT.convert(value, param, ctx)
+        if not 0 <= number < math.inf:
+            self.fail(f"expected a finite number of at least 0, but got {value}", param, ctx)
+        return number
 
 
 def choice(members: type[StrEnum]) -> click.Choice[str]:
