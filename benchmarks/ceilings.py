@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_ad.benchmarks import nvidia_probe
-from edge_ad.benchmarks.environment import found_by, usable_cpus
+from edge_ad.benchmarks.environment import found_by
 from edge_ad.benchmarks.timing import time_interleaved
 from edge_ad.bundle.manifest import Manifest, Precision
+from edge_ad.runtime.processor import usable_cpus
 
 _SIDE = 1024
 _COPY_BYTES = 64 * 2**20  # beyond the last-level cache of most machines, within the memory of all

@@ -15,7 +15,7 @@ from typing import TypeVar
 from edge_ad.benchmarks import nvidia_probe
 from edge_ad.bundle.manifest import Format
 from edge_ad.runtime.devices import DeviceInfo, listed_as
-from edge_ad.runtime.processor import CPUINFO, read_fields
+from edge_ad.runtime.processor import CPUINFO, read_fields, usable_cpus
 from edge_ad.runtime.sessions import ENGINES, import_engine
 
 Found = TypeVar("Found")
@@ -118,11 +118,6 @@ def read_environment(device: str, load: float | None) -> Environment:
         device_name=_device_name(device),
         driver=_driver(device),
     )
-
-
-def usable_cpus() -> int:
-    """CPUs this process may be scheduled on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _matrix_flags(present: Iterable[str]) -> tuple[str, ...]:

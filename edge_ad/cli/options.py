@@ -97,7 +97,7 @@ memory_option = click.option(
 cache_dir_option = click.option(
     "--cache-dir",
     type=click.Path(path_type=Path),
-    help="Folder for graphs that OpenVINO has compiled (GPU, NPU), and for heads that a memory budget keeps aside.",
+    help="Folder for graphs that OpenVINO or TensorRT has compiled, and for heads that a memory budget keeps aside.",
 )
 json_option = click.option(
     "--json",
