@@ -267,6 +267,7 @@ class Detector:
         copy: bool = True,
         policy: FaultPolicy = FaultPolicy(),  # noqa: B008 - frozen
         standby: Detector | None = None,
+        name: str | None = None,
     ) -> Stream:
         """Results of the frames of ``source`` in order. Capture, inference and the reader's own work overlap.
 
@@ -283,6 +284,7 @@ class Detector:
             policy: what to do about faults; each is raised unless it says otherwise. `stats` counts them.
             standby: a detector of the same bundle on another device, for the policy ``"fall_back"``. After an engine's
                 failure it takes over for good; after NaN or infinity for that frame.
+            name: of the camera, with which log lines of this stream begin.
 
         Closing the stream, from any thread, or the detector stops its threads. An exception of the source is raised
         here, after the results of the frames before it.
@@ -309,10 +311,13 @@ class Detector:
             standby=standby,
             copy=copy,
         )
-        return Stream(self, source, options, self._ledger)
+        return Stream(self, source, options, Ledger(whole=self._ledger, name=name))
 
     def stats(self) -> Stats:
-        """What became of the frames of all streams since the detector was loaded, and of their faults."""
+        """What became of the frames of all streams since the detector was loaded, and of their faults.
+
+        Of one stream: `Stream.stats`.
+        """
         return self._ledger.stats()
 
     def with_normalisation(self, normalisation: Normalisation) -> Detector:
