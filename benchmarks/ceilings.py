@@ -70,8 +70,8 @@ def measure_ceilings(device: str, precisions: Iterable[str], threads: int | None
     """
     precisions = tuple(precisions)
     compute = [
-        *found_by(lambda: _openvino_ceilings(device, precisions, threads), []),
-        *found_by(lambda: _nvidia_ceilings(device, precisions), []),
+        *(found_by(lambda: _openvino_ceilings(device, precisions, threads)) or ()),
+        *(found_by(lambda: _nvidia_ceilings(device, precisions)) or ()),
     ]
     if device != "CPU":
         return Ceilings(tuple(compute), None)
@@ -130,7 +130,7 @@ def compare(manifest: Manifest, precisions: Iterable[str], ceilings: Ceilings, b
         compute_ms = sum(flops_of[name] / (limit.gflops_per_s * 1e6) for name, limit in known.items())
     if ceilings.copy_gb_per_s is not None:
         run = [graph for graph in manifest.graphs if manifest.runs_per_image(graph)]
-        graph_bytes = sum(file.size_bytes for graph in run for file in graph.files)
+        graph_bytes = sum(graph.size_bytes for graph in run)
         memory_ms = graph_bytes / (ceilings.copy_gb_per_s * 1e6)
     percent = None if compute_ms is None else 100 * max(compute_ms, memory_ms or 0.0) / bare_ms
     return Achieved(

@@ -82,15 +82,15 @@ class Environment:
         return tuple(found)
 
 
-def found_by(probe: Callable[[], Found], otherwise: Found) -> Found:
-    """What ``probe`` finds; ``otherwise`` where the engine it asks is missing or broken.
+def found_by(probe: Callable[[], Found]) -> Found | None:
+    """What ``probe`` finds; None where the engine it asks is missing or broken.
 
     Facts beside the figures may come from an engine that did not run: the figures are not thrown away for them.
     """
     try:
         return probe()
     except Exception:  # noqa: BLE001 - a broken engine may raise anything, as early as when it is imported
-        return otherwise
+        return None
 
 
 def load_average() -> float | None:
@@ -155,7 +155,7 @@ def _versions() -> dict[str, str]:
 def _device_name(device: str) -> str:
     if nvidia_probe.knows(device):
         return nvidia_probe.full_name(device) or device
-    found = [info for graph_format in ENGINES for info in found_by(partial(_devices, graph_format), [])]
+    found = [info for graph_format in ENGINES for info in found_by(partial(_devices, graph_format)) or ()]
     name = listed_as(device, [info.name for info in found])
     return next((info.full_name for info in found if info.name == name), device)
 
@@ -163,7 +163,7 @@ def _device_name(device: str) -> str:
 def _driver(device: str) -> str | None:
     if nvidia_probe.knows(device):
         return nvidia_probe.driver(device)
-    return found_by(lambda: _openvino_driver(device), None)
+    return found_by(lambda: _openvino_driver(device))
 
 
 def _devices(graph_format: Format) -> list[DeviceInfo]:

@@ -92,6 +92,11 @@ class Graph:
     parameters: int
     flops: int  # multiply and add counted apart, batch 1
 
+    @property
+    def size_bytes(self) -> int:
+        """Of its files."""
+        return sum(file.size_bytes for file in self.files)
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -243,6 +248,16 @@ class Manifest:
     def flops_per_image(self) -> int:
         """Operations of all graphs over all tiles, multiplications and additions counted apart (2 x MAC)."""
         return sum(self.runs_per_image(graph) * graph.flops for graph in self.in_running_order)
+
+    @property
+    def parameters(self) -> int:
+        """Of all graphs."""
+        return sum(graph.parameters for graph in self.graphs)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of every file but the manifest itself."""
+        return sum(file.size_bytes for file in self.files)
 
     @property
     def files(self) -> tuple[FileEntry, ...]:

@@ -57,7 +57,7 @@ def command(
     with terminal_progress(not obj["quiet"]) as progress:
         images = run_images(folder, calibration, progress=progress)
         manifest = export_run(folder, images, output, options, progress)
-    size_mb = sum(file.size_bytes for file in manifest.files) / 1e6
+    size_mb = manifest.size_bytes / 1e6
     click.echo(f"{output}: {manifest.format} {manifest.precision}, {len(manifest.graphs)} graphs, {size_mb:.1f} MB")
     for parity in manifest.parity:
         click.echo(
