@@ -103,6 +103,7 @@ def test_another_merge_scores_the_golden_images_anew(run, bundle: Path, good: Pa
     assert out.splitlines()[-1].split() == ["good", "rejected", "-", "0", "of", "4"]
     found = read_bundle(output)
     assert found.manifest.merge.score is ScoreMerge.MAX
+    assert [golden.score_tolerance for golden in found.manifest.golden] == [None, None]
     assert found.manifest.normalisation.score.threshold == pytest.approx(tile_scores(picture(0)).max(), rel=1e-5)
     with edge_ad.load(output, self_test=True, precision="f32") as detector:
         assert detector.raw(picture(0)[None]).scores[0] == pytest.approx(tile_scores(picture(0)).max(), rel=1e-5)
