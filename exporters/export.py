@@ -156,33 +156,23 @@ def export_run(
 def _write_graphs(
     stage: Path, run: RunFolder, model: TileModel, images: TrainingImages, options: ExportOptions, progress: Progress
 ) -> tuple[Graph, ...]:
-    writer, setup = WRITERS[options.format], run.settings.setup
+    setup = run.settings.setup
     (stage / "graphs").mkdir()
-    quantised = options.precision is Precision.INT8
-    same_images = images.source.training == run.settings.data.training
-
+    graphs = _Graphs(stage, run, model, options)
     extractor = extractor_model(model, setup)
-    shared, tile_features = shared_graph(extractor), shared_graph(model)
-    converted = writer.convert(shared)
-    if quantised:
-        progress(0, 1, "quantising the extractor")
-        tiles = calibration_tiles(extractor_stream(setup, images.fit, extractor.extract, REFIT_BATCH))
-        converted = quantise(converted, [{"image": tile[None]} for tile in tiles], options.format)
-    halved = options.precision is Precision.FP16
-    turned = writer.turned(model)
-    graphs = [
-        _write(stage, writer, converted, shared, Role.SHARED, None, options.precision, turned, half_arithmetic=halved)
-    ]
-
+    written = [graphs.shared(extractor, images, progress)]
     extract: Extract = extractor.extract
-    if quantised:
-        path = stage / graphs[0].files[0].path
+    image_features = None
+    if graphs.quantised:
+        path = stage / written[0].files[0].path
         extract = EngineExtract(
             open_session(path, options.format, "CPU", precision=ExecutionPrecision.F32, batch_size=REFIT_BATCH),
             model.feature_names,
-            turned=bool(turned),
+            turned=bool(graphs.turned),
         )
-    image_features = held_features(setup, images.fit, extract, REFIT_BATCH, model.device) if quantised else None
+        image_features = held_features(setup, images.fit, extract, REFIT_BATCH, model.device)
+    tile_features = shared_graph(model)
+    same_images = images.source.training == run.settings.data.training
     for index, location in enumerate(setup.model_locations):
         progress(index, len(setup.model_locations), f"exporting {location.name}")
         own = TileStream(
@@ -195,70 +185,93 @@ def _write_graphs(
             image_features=image_features,
             feature_axes=model.feature_axes,
         )
-        head = run.head(model, location)
-        if quantised:
-            seed = location_seed(run.settings.seed, location)
+        written.append(graphs.head(location, own, tile_features, same_images=same_images))
+    progress(1, 1, "exported")
+    if isinstance(extract, EngineExtract):
+        extract.session.close()
+    return tuple(written)
+
+
+@dataclass(frozen=True)
+class _Graphs:
+    """Converts and writes the graphs of one bundle, one at a time."""
+
+    stage: Path
+    run: RunFolder
+    model: TileModel
+    options: ExportOptions
+
+    @property
+    def writer(self) -> Writer:
+        return WRITERS[self.options.format]
+
+    @property
+    def quantised(self) -> bool:
+        return self.options.precision is Precision.INT8
+
+    @property
+    def turned(self) -> tuple[str, ...]:
+        return self.writer.turned(self.model)
+
+    def shared(self, extractor: TileModel, images: TrainingImages, progress: Progress) -> Graph:
+        """The extractor's; quantised over tiles of all locations of ``images``."""
+        graph = shared_graph(extractor)
+        converted = self.writer.convert(graph)
+        if self.quantised:
+            progress(0, 1, "quantising the extractor")
+            stream = extractor_stream(self.run.settings.setup, images.fit, extractor.extract, REFIT_BATCH)
+            feeds = [{"image": tile[None]} for tile in calibration_tiles(stream)]
+            converted = quantise(converted, feeds, self.options.format)
+        return self._write(converted, graph, None, self.options.precision, keep_f32=False)
+
+    def head(self, location: Location, own: TileStream, tile_features: TorchGraph, *, same_images: bool) -> Graph:
+        """A location's; for int8 as its method has it: see `HeadInt8`.
+
+        Args:
+            own: the location's tiles with their features.
+            tile_features: the extractor over a tile.
+            same_images: whether ``own`` is what the head was trained on.
+        """
+        model, options = self.model, self.options
+        head = self.run.head(model, location)
+        if self.quantised:
+            seed = location_seed(self.run.settings.seed, location)
             if model.head_int8 is not HeadInt8.REFIT:
                 head = model.adapt(head, own, seed)
             else:
                 head = model.refit(head, own, seed) if same_images else model.fit(own, seed)
-        whole = model.in_int8(head) if quantised and writer.multiplies_int8 else None
+        whole = model.in_int8(head) if self.quantised and self.writer.multiplies_int8 else None
         graph = head_graph(model, whole or model.for_engines(head), tile_features)
-        converted, stored = writer.convert(graph), options.precision
-        if quantised and model.head_int8 is HeadInt8.QUANTISE:
+        converted, stored = self.writer.convert(graph), options.precision
+        if self.quantised and model.head_int8 is HeadInt8.QUANTISE:
             feeds = head_feeds(own, [spec.name for spec in graph.inputs])
             converted = quantise_head(converted, feeds, options.format)
-        elif quantised and not whole:
+        elif self.quantised and not whole:
             stored = Precision.FP16  # in float, stored in half precision
         # What is left in float beside products in int8 is cheap
-        keep_f32 = model.head_keeps_f32 or whole is not None
-        half_arithmetic = halved and not keep_f32
-        graphs.append(
-            _write(
-                stage,
-                writer,
-                converted,
-                graph,
-                Role.HEAD,
-                location,
-                stored,
-                turned,
-                keep_f32=keep_f32,
-                half_arithmetic=half_arithmetic,
-            )
+        return self._write(converted, graph, location, stored, keep_f32=model.head_keeps_f32 or whole is not None)
+
+    def _write(
+        self, converted: Any, graph: TorchGraph, location: Location | None, precision: Precision, *, keep_f32: bool
+    ) -> Graph:
+        """Stored in ``precision``; bundles of fp16 also compute in it, but for what is to ``keep_f32``."""
+        if self.writer.channels_last and self.turned:
+            converted = self.writer.channels_last(converted, self.turned)
+        files = self.writer.write(
+            converted,
+            self.stage / "graphs" / (location.name if location else "shared"),
+            half=precision is not Precision.FP32,
+            half_arithmetic=self.options.precision is Precision.FP16 and not keep_f32,
         )
-    progress(1, 1, "exported")
-    if isinstance(extract, EngineExtract):
-        extract.session.close()
-    return tuple(graphs)
-
-
-def _write(
-    stage: Path,
-    writer: Writer,
-    converted: Any,
-    graph: TorchGraph,
-    role: Role,
-    location: Location | None,
-    precision: Precision,
-    turned: Sequence[str],
-    *,
-    keep_f32: bool = False,
-    half_arithmetic: bool,
-) -> Graph:
-    if writer.channels_last and turned:
-        converted = writer.channels_last(converted, turned)
-    stem = stage / "graphs" / (location.name if location else "shared")
-    files = writer.write(converted, stem, half=precision is not Precision.FP32, half_arithmetic=half_arithmetic)
-    return Graph(
-        role=role,
-        location=(location.row, location.col) if location else None,
-        precision=precision,
-        files=tuple(file_entry(stage, file.relative_to(stage).as_posix()) for file in files),
-        keep_f32=keep_f32,
-        parameters=graph.parameters,
-        flops=graph.flops(),
-    )
+        return Graph(
+            role=Role.HEAD if location else Role.SHARED,
+            location=(location.row, location.col) if location else None,
+            precision=precision,
+            files=tuple(file_entry(self.stage, file.relative_to(self.stage).as_posix()) for file in files),
+            keep_f32=keep_f32,
+            parameters=graph.parameters,
+            flops=graph.flops(),
+        )
 
 
 class EngineExtract:
