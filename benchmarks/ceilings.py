@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import numpy as np
 
 from edge_ad.benchmarks import nvidia_probe
-from edge_ad.benchmarks.environment import usable_cpus
+from edge_ad.benchmarks.environment import found_by
 from edge_ad.benchmarks.timing import time_interleaved
 from edge_ad.bundle.manifest import Manifest, Precision
+from edge_ad.runtime.processor import usable_cpus
 
 _SIDE = 1024
 _COPY_BYTES = 64 * 2**20  # beyond the last-level cache of most machines, within the memory of all
@@ -68,33 +68,42 @@ def measure_ceilings(device: str, precisions: Iterable[str], threads: int | None
         precisions: those that ran: ``f32``, ``bf16``, ``f16``, ``int8``.
         threads: as the sessions were opened with; numpy's product takes all CPUs whatever this says.
     """
-    compute = []
-    if find_spec("openvino"):
-        from edge_ad.benchmarks import openvino_probe
-
-        if openvino_probe.knows(device):
-            for precision in precisions:
-                with suppress(RuntimeError):  # the device does not compute in it
-                    rate = openvino_probe.matmul_flops_per_s(device, precision, threads) / 1e9
-                    compute.append(
-                        ComputeCeiling(precision, rate, f"{openvino_probe.ENGINE} matrix product on {device}")
-                    )
-    if nvidia_probe.knows(device) and find_spec("onnx"):
-        from edge_ad.benchmarks import onnxruntime_probe
-
-        compute += [
-            ComputeCeiling(
-                precision,
-                onnxruntime_probe.matmul_flops_per_s(device, precision) / 1e9,
-                f"{onnxruntime_probe.ENGINE} matrix product on {device}",
-            )
-            for precision in precisions
-            if onnxruntime_probe.knows(precision)
-        ]
+    precisions = tuple(precisions)
+    compute = [
+        *(found_by(lambda: _openvino_ceilings(device, precisions, threads)) or ()),
+        *(found_by(lambda: _nvidia_ceilings(device, precisions)) or ()),
+    ]
     if device != "CPU":
         return Ceilings(tuple(compute), None)
     compute.append(ComputeCeiling("f32", _matmul_flops_per_s() / 1e9, "numpy matrix product"))
     return Ceilings(tuple(compute), _copy_bytes_per_s(threads or usable_cpus()) / 1e9)
+
+
+def _openvino_ceilings(device: str, precisions: tuple[str, ...], threads: int | None) -> list[ComputeCeiling]:
+    from edge_ad.benchmarks import openvino_probe
+
+    found = []
+    for precision in precisions if openvino_probe.knows(device) else ():
+        with suppress(RuntimeError):  # the device does not compute in it
+            rate = openvino_probe.matmul_flops_per_s(device, precision, threads) / 1e9
+            found.append(ComputeCeiling(precision, rate, f"{openvino_probe.ENGINE} matrix product on {device}"))
+    return found
+
+
+def _nvidia_ceilings(device: str, precisions: tuple[str, ...]) -> list[ComputeCeiling]:
+    if not nvidia_probe.knows(device):
+        return []
+    from edge_ad.benchmarks import onnxruntime_probe
+
+    return [
+        ComputeCeiling(
+            precision,
+            onnxruntime_probe.matmul_flops_per_s(device, precision) / 1e9,
+            f"{onnxruntime_probe.ENGINE} matrix product on {device}",
+        )
+        for precision in precisions
+        if onnxruntime_probe.knows(precision)
+    ]
 
 
 def executed_precisions(manifest: Manifest, session_precisions: Iterable[str]) -> tuple[str, ...]:
@@ -121,7 +130,7 @@ def compare(manifest: Manifest, precisions: Iterable[str], ceilings: Ceilings, b
         compute_ms = sum(flops_of[name] / (limit.gflops_per_s * 1e6) for name, limit in known.items())
     if ceilings.copy_gb_per_s is not None:
         run = [graph for graph in manifest.graphs if manifest.runs_per_image(graph)]
-        graph_bytes = sum(file.size_bytes for graph in run for file in graph.files)
+        graph_bytes = sum(graph.size_bytes for graph in run)
         memory_ms = graph_bytes / (ceilings.copy_gb_per_s * 1e6)
     percent = None if compute_ms is None else 100 * max(compute_ms, memory_ms or 0.0) / bare_ms
     return Achieved(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from edge_ad.benchmarks.ratio import Ratio, ratio_of_medians
 from edge_ad.benchmarks.report import BenchmarkReport, in_words
+
+DECISIVE = frozenset({"CPU", "device", "method", "setup", "execution precision"})
 
 
 @dataclass(frozen=True)
@@ -53,26 +55,43 @@ def doubts(old: BenchmarkReport, new: BenchmarkReport) -> tuple[str, ...]:
     )
 
 
-def _differences(old: BenchmarkReport, new: BenchmarkReport) -> Iterator[str]:
-    for what, before, after in (
-        ("CPU", old.environment.cpu, new.environment.cpu),
-        ("usable CPUs", old.environment.usable_cpus, new.environment.usable_cpus),
-        ("quota of CPUs", old.environment.cpu_quota, new.environment.cpu_quota),
-        ("governor", old.environment.governor, new.environment.governor),
-        ("device", old.environment.device_name, new.environment.device_name),
-        ("driver", old.environment.driver, new.environment.driver),
-        ("system", old.environment.os, new.environment.os),
-        ("Python", old.environment.python, new.environment.python),
-        ("threads asked for", old.config.threads, new.config.threads),
-        ("memory budget", old.config.memory_budget, new.config.memory_budget),
-        ("cache of compiled graphs", old.config.has_cache, new.config.has_cache),
-        ("frame", old.config.frame, new.config.frame),
-        ("execution precision", old.executed, new.executed),
-        ("engine and package versions", old.environment.versions, new.environment.versions),
-        ("bundle", old.bundle.manifest_sha256, new.bundle.manifest_sha256),
-    ):
-        if before != after:
-            yield f"{what}: {_told(before)} before, {_told(after)} now"
+def incomparable(old: BenchmarkReport, new: BenchmarkReport) -> tuple[str, ...]:
+    """Differences by which a ratio of the two tells of something else than a change: see `DECISIVE`."""
+    return tuple(_differences(old, new, DECISIVE))
+
+
+def _differences(old: BenchmarkReport, new: BenchmarkReport, of: Collection[str] | None = None) -> Iterator[str]:
+    """In words; of those circumstances, or of all."""
+    before, after = _circumstances(old), _circumstances(new)
+    for what, was in before.items():
+        if was != after[what] and (of is None or what in of):
+            yield f"{what}: {_told(was)} before, {_told(after[what])} now"
+
+
+def _circumstances(report: BenchmarkReport) -> dict[str, object]:
+    machine, config, schedule = report.environment, report.config, report.config.schedule
+    return {
+        "CPU": machine.cpu,
+        "usable CPUs": machine.usable_cpus,
+        "quota of CPUs": machine.cpu_quota,
+        "governor": machine.governor,
+        "device": machine.device_name,
+        "driver": machine.driver,
+        "system": machine.os,
+        "Python": machine.python,
+        "threads asked for": config.threads,
+        "memory budget": config.memory_budget,
+        "cache of compiled graphs": config.has_cache,
+        "frame": config.frame,
+        "warm-up runs": schedule.warmup,
+        "timed runs": schedule.iterations,
+        "throughput batch": schedule.throughput_batch,
+        "execution precision": report.executed,
+        "engine and package versions": machine.versions,
+        "method": report.bundle.method,
+        "setup": report.bundle.setup,
+        "bundle": report.bundle.manifest_sha256,
+    }
 
 
 def _told(value: object) -> str:

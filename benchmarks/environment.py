@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 from edge_ad.benchmarks import nvidia_probe
-from edge_ad.runtime.devices import list_devices, listed_as
-from edge_ad.runtime.processor import CPUINFO, read_fields
+from edge_ad.bundle.manifest import Format
+from edge_ad.runtime.devices import DeviceInfo, listed_as
+from edge_ad.runtime.processor import CPUINFO, read_fields, usable_cpus
+from edge_ad.runtime.sessions import ENGINES, import_engine
+
+Found = TypeVar("Found")
 
 PACKAGES = ("edge-ad", "numpy", "opencv-python-headless", "openvino", "onnxruntime", "onnxruntime-gpu")
 # As Linux names them in /proc/cpuinfo: x86 first, then Arm
@@ -77,6 +82,17 @@ class Environment:
         return tuple(found)
 
 
+def found_by(probe: Callable[[], Found]) -> Found | None:
+    """What ``probe`` finds; None where the engine it asks is missing or broken.
+
+    Facts beside the figures may come from an engine that did not run: the figures are not thrown away for them.
+    """
+    try:
+        return probe()
+    except Exception:  # noqa: BLE001 - a broken engine may raise anything, as early as when it is imported
+        return None
+
+
 def load_average() -> float | None:
     """Runnable processes, averaged over the last minute; None on Windows."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -102,11 +118,6 @@ def read_environment(device: str, load: float | None) -> Environment:
         device_name=_device_name(device),
         driver=_driver(device),
     )
-
-
-def usable_cpus() -> int:
-    """CPUs this process may be scheduled on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _matrix_flags(present: Iterable[str]) -> tuple[str, ...]:
@@ -144,7 +155,7 @@ def _versions() -> dict[str, str]:
 def _device_name(device: str) -> str:
     if nvidia_probe.knows(device):
         return nvidia_probe.full_name(device) or device
-    found = list_devices()
+    found = [info for graph_format in ENGINES for info in found_by(partial(_devices, graph_format)) or ()]
     name = listed_as(device, [info.name for info in found])
     return next((info.full_name for info in found if info.name == name), device)
 
@@ -152,8 +163,15 @@ def _device_name(device: str) -> str:
 def _driver(device: str) -> str | None:
     if nvidia_probe.knows(device):
         return nvidia_probe.driver(device)
-    if not find_spec("openvino"):
-        return None
+    return found_by(lambda: _openvino_driver(device))
+
+
+def _devices(graph_format: Format) -> list[DeviceInfo]:
+    found: list[DeviceInfo] = import_engine(graph_format).devices()
+    return found
+
+
+def _openvino_driver(device: str) -> str | None:
     from edge_ad.benchmarks import openvino_probe
 
     return openvino_probe.driver(device)

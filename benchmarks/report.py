@@ -10,7 +10,7 @@ from edge_ad.benchmarks.ceilings import Achieved, Ceilings
 from edge_ad.benchmarks.environment import Environment
 from edge_ad.benchmarks.memory import Memory
 from edge_ad.benchmarks.protocol import Latency, Protocol, Schedule, Throughput
-from edge_ad.bundle.manifest import Graph, Manifest
+from edge_ad.bundle.manifest import Manifest
 from edge_ad.errors import InputError
 from edge_ad.records import from_plain, to_plain
 from edge_ad.runtime.detector import Detector
@@ -166,13 +166,9 @@ def bundle_facts(manifest: Manifest, manifest_sha256: str, manifest_size_bytes: 
         precision=str(manifest.precision),
         tiles=len(manifest.setup.grid),
         models=len(manifest.heads),
-        parameters=sum(graph.parameters for graph in manifest.graphs),
+        parameters=manifest.parameters,
         flops_per_image=manifest.flops_per_image,
-        size_bytes=manifest_size_bytes + sum(entry.size_bytes for entry in manifest.files),
-        shared_size_bytes=_size_bytes((manifest.shared,) if manifest.shared else ()),
-        heads_size_bytes=_size_bytes(manifest.heads),
+        size_bytes=manifest_size_bytes + manifest.size_bytes,
+        shared_size_bytes=manifest.shared.size_bytes if manifest.shared else 0,
+        heads_size_bytes=sum(head.size_bytes for head in manifest.heads),
     )
-
-
-def _size_bytes(graphs: tuple[Graph, ...]) -> int:
-    return sum(entry.size_bytes for graph in graphs for entry in graph.files)

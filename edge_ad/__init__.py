@@ -12,7 +12,7 @@ from edge_ad import errors
 from edge_ad.tiling import TileGrid
 
 if TYPE_CHECKING:
-    from edge_ad.runtime.capture import Frame
+    from edge_ad.runtime.capture import Frame, frames_from
     from edge_ad.runtime.detector import Detector
     from edge_ad.runtime.faults import FaultPolicy
     from edge_ad.runtime.loading import load
@@ -30,6 +30,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "errors",
+    "frames_from",
     "load",
 ]
 
@@ -38,6 +39,7 @@ _LAZY = {
     "Detector": "edge_ad.runtime.detector",
     "FaultPolicy": "edge_ad.runtime.faults",
     "Frame": "edge_ad.runtime.capture",
+    "frames_from": "edge_ad.runtime.capture",
     "Result": "edge_ad.runtime.result",
     "Stream": "edge_ad.runtime.stream",
     "Verdict": "edge_ad.runtime.result",

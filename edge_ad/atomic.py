@@ -70,6 +70,20 @@ def write_file(path: Path, write: Callable[[Path], object], *, durable: bool = T
             temporary.unlink()
 
 
+def check_writable(path: Path) -> None:
+    """Raise `OutputWriteError` where no file ``path`` can be written, before the work that it is to tell of is done.
+
+    Folders that are missing above it are made, as by `write_file`.
+    """
+    path = Path(path)
+    with writing(path):
+        make_folder(path.parent)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, atomically. Raises `OutputWriteError`."""
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

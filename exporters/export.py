@@ -5,12 +5,13 @@
    quantised (`edge_ad.methods.tile_model.HeadInt8`).
 3. Thresholds are fitted on the held-out images with the exported graphs themselves.
 4. The bundle is compared with the torch model, in float32 and in the device's default precision; the first comparison
-   gates the export.
+   gates the export, the second warns.
 5. Two golden images let any machine prove itself later.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +43,7 @@ from edge_ad.exporters.parity import (
     compare,
     plant_defects,
     raw_outputs,
+    shortfall,
 )
 from edge_ad.exporters.quantisation import calibration_tiles, head_feeds, quantise, quantise_head
 from edge_ad.imaging import encode_png
@@ -62,6 +64,7 @@ from edge_ad.training.trainer import TrainingImages
 PARITY_IMAGES = 16  # up to half of them normal, the others with a planted defect: ranks of fewer would say little
 REFIT_BATCH = 8
 VERIFY_TOLERANCE = 0.02  # of the distance from low to threshold
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -153,33 +156,23 @@ def export_run(
 def _write_graphs(
     stage: Path, run: RunFolder, model: TileModel, images: TrainingImages, options: ExportOptions, progress: Progress
 ) -> tuple[Graph, ...]:
-    writer, setup = WRITERS[options.format], run.settings.setup
+    setup = run.settings.setup
     (stage / "graphs").mkdir()
-    quantised = options.precision is Precision.INT8
-    same_images = images.source.training == run.settings.data.training
-
+    graphs = _Graphs(stage, run, model, options)
     extractor = extractor_model(model, setup)
-    shared, tile_features = shared_graph(extractor), shared_graph(model)
-    converted = writer.convert(shared)
-    if quantised:
-        progress(0, 1, "quantising the extractor")
-        tiles = calibration_tiles(extractor_stream(setup, images.fit, extractor.extract, REFIT_BATCH))
-        converted = quantise(converted, [{"image": tile[None]} for tile in tiles], options.format)
-    halved = options.precision is Precision.FP16
-    turned = writer.turned(model)
-    graphs = [
-        _write(stage, writer, converted, shared, Role.SHARED, None, options.precision, turned, half_arithmetic=halved)
-    ]
-
+    written = [graphs.shared(extractor, images, progress)]
     extract: Extract = extractor.extract
-    if quantised:
-        path = stage / graphs[0].files[0].path
+    image_features = None
+    if graphs.quantised:
+        path = stage / written[0].files[0].path
         extract = EngineExtract(
             open_session(path, options.format, "CPU", precision=ExecutionPrecision.F32, batch_size=REFIT_BATCH),
             model.feature_names,
-            turned=bool(turned),
+            turned=bool(graphs.turned),
         )
-    image_features = held_features(setup, images.fit, extract, REFIT_BATCH, model.device) if quantised else None
+        image_features = held_features(setup, images.fit, extract, REFIT_BATCH, model.device)
+    tile_features = shared_graph(model)
+    same_images = images.source.training == run.settings.data.training
     for index, location in enumerate(setup.model_locations):
         progress(index, len(setup.model_locations), f"exporting {location.name}")
         own = TileStream(
@@ -192,70 +185,93 @@ def _write_graphs(
             image_features=image_features,
             feature_axes=model.feature_axes,
         )
-        head = run.head(model, location)
-        if quantised:
-            seed = location_seed(run.settings.seed, location)
+        written.append(graphs.head(location, own, tile_features, same_images=same_images))
+    progress(1, 1, "exported")
+    if isinstance(extract, EngineExtract):
+        extract.session.close()
+    return tuple(written)
+
+
+@dataclass(frozen=True)
+class _Graphs:
+    """Converts and writes the graphs of one bundle, one at a time."""
+
+    stage: Path
+    run: RunFolder
+    model: TileModel
+    options: ExportOptions
+
+    @property
+    def writer(self) -> Writer:
+        return WRITERS[self.options.format]
+
+    @property
+    def quantised(self) -> bool:
+        return self.options.precision is Precision.INT8
+
+    @property
+    def turned(self) -> tuple[str, ...]:
+        return self.writer.turned(self.model)
+
+    def shared(self, extractor: TileModel, images: TrainingImages, progress: Progress) -> Graph:
+        """The extractor's; quantised over tiles of all locations of ``images``."""
+        graph = shared_graph(extractor)
+        converted = self.writer.convert(graph)
+        if self.quantised:
+            progress(0, 1, "quantising the extractor")
+            stream = extractor_stream(self.run.settings.setup, images.fit, extractor.extract, REFIT_BATCH)
+            feeds = [{"image": tile[None]} for tile in calibration_tiles(stream)]
+            converted = quantise(converted, feeds, self.options.format)
+        return self._write(converted, graph, None, self.options.precision, keep_f32=False)
+
+    def head(self, location: Location, own: TileStream, tile_features: TorchGraph, *, same_images: bool) -> Graph:
+        """A location's; for int8 as its method has it: see `HeadInt8`.
+
+        Args:
+            own: the location's tiles with their features.
+            tile_features: the extractor over a tile.
+            same_images: whether ``own`` is what the head was trained on.
+        """
+        model, options = self.model, self.options
+        head = self.run.head(model, location)
+        if self.quantised:
+            seed = location_seed(self.run.settings.seed, location)
             if model.head_int8 is not HeadInt8.REFIT:
                 head = model.adapt(head, own, seed)
             else:
                 head = model.refit(head, own, seed) if same_images else model.fit(own, seed)
-        whole = model.in_int8(head) if quantised and writer.multiplies_int8 else None
+        whole = model.in_int8(head) if self.quantised and self.writer.multiplies_int8 else None
         graph = head_graph(model, whole or model.for_engines(head), tile_features)
-        converted, stored = writer.convert(graph), options.precision
-        if quantised and model.head_int8 is HeadInt8.QUANTISE:
+        converted, stored = self.writer.convert(graph), options.precision
+        if self.quantised and model.head_int8 is HeadInt8.QUANTISE:
             feeds = head_feeds(own, [spec.name for spec in graph.inputs])
             converted = quantise_head(converted, feeds, options.format)
-        elif quantised and not whole:
+        elif self.quantised and not whole:
             stored = Precision.FP16  # in float, stored in half precision
         # What is left in float beside products in int8 is cheap
-        keep_f32 = model.head_keeps_f32 or whole is not None
-        half_arithmetic = halved and not keep_f32
-        graphs.append(
-            _write(
-                stage,
-                writer,
-                converted,
-                graph,
-                Role.HEAD,
-                location,
-                stored,
-                turned,
-                keep_f32=keep_f32,
-                half_arithmetic=half_arithmetic,
-            )
+        return self._write(converted, graph, location, stored, keep_f32=model.head_keeps_f32 or whole is not None)
+
+    def _write(
+        self, converted: Any, graph: TorchGraph, location: Location | None, precision: Precision, *, keep_f32: bool
+    ) -> Graph:
+        """Stored in ``precision``; bundles of fp16 also compute in it, but for what is to ``keep_f32``."""
+        if self.writer.channels_last and self.turned:
+            converted = self.writer.channels_last(converted, self.turned)
+        files = self.writer.write(
+            converted,
+            self.stage / "graphs" / (location.name if location else "shared"),
+            half=precision is not Precision.FP32,
+            half_arithmetic=self.options.precision is Precision.FP16 and not keep_f32,
         )
-    progress(1, 1, "exported")
-    if isinstance(extract, EngineExtract):
-        extract.session.close()
-    return tuple(graphs)
-
-
-def _write(
-    stage: Path,
-    writer: Writer,
-    converted: Any,
-    graph: TorchGraph,
-    role: Role,
-    location: Location | None,
-    precision: Precision,
-    turned: Sequence[str],
-    *,
-    keep_f32: bool = False,
-    half_arithmetic: bool,
-) -> Graph:
-    if writer.channels_last and turned:
-        converted = writer.channels_last(converted, turned)
-    stem = stage / "graphs" / (location.name if location else "shared")
-    files = writer.write(converted, stem, half=precision is not Precision.FP32, half_arithmetic=half_arithmetic)
-    return Graph(
-        role=role,
-        location=(location.row, location.col) if location else None,
-        precision=precision,
-        files=tuple(file_entry(stage, file.relative_to(stage).as_posix()) for file in files),
-        keep_f32=keep_f32,
-        parameters=graph.parameters,
-        flops=graph.flops(),
-    )
+        return Graph(
+            role=Role.HEAD if location else Role.SHARED,
+            location=(location.row, location.col) if location else None,
+            precision=precision,
+            files=tuple(file_entry(self.stage, file.relative_to(self.stage).as_posix()) for file in files),
+            keep_f32=keep_f32,
+            parameters=graph.parameters,
+            flops=graph.flops(),
+        )
 
 
 class EngineExtract:
@@ -300,7 +316,8 @@ def _prove(
     """Add parity and golden images to ``manifest``, or raise where a gate is not met."""
     normal = images.held_out[: PARITY_IMAGES // 2]
     repeated = np.arange(PARITY_IMAGES - len(normal)) % len(normal)  # every defect is another
-    probes = np.concatenate([normal, plant_defects(normal[repeated])])
+    planted = plant_defects(normal[repeated], images.roi.inside if images.roi else None)
+    probes = np.concatenate([normal, planted])
     progress(0, 3, "parity: torch")
     # Where values are scaled before they are merged or fused: alike on both sides, so that graphs are compared
     norm = manifest.normalisation
@@ -321,50 +338,71 @@ def _prove(
                 device=detector.device,
             )
         results.setdefault(parity.execution_precision, (exported, parity))
-    exported, parity = next(iter(results.values()))
-    check_parity(parity, options.precision, options.parity_tolerance)
+    (exported, exact), *others = results.values()
+    check_parity(exact, options.precision, options.parity_tolerance)
+    for _, parity in others:
+        if reason := shortfall(parity, options.precision, options.parity_tolerance):
+            _LOGGER.warning(
+                "warning: %s, which is this device's default: run the bundle with --precision f32, that is "
+                'edge_ad.load(..., precision="f32")',
+                reason,
+            )
     if options.accuracy_drop is not None:
         check_accuracy(reference, exported, np.arange(len(probes)) >= len(normal), options.accuracy_drop)
     progress(3, 3, "parity")
+    outputs = [found for found, _ in results.values()]
     return replace(
         manifest,
-        golden=_golden(stage, probes, [outputs for outputs, _ in results.values()], len(normal), norm.map),
+        golden=_golden(stage, probes, outputs, len(normal), norm),
         parity=tuple(parity for _, parity in results.values()),
-        parity_tolerance=_verify_tolerance(results, manifest),
+        parity_tolerance=_tolerance([each.scores for each in outputs], norm.score) / _span(norm.score),
     )
 
 
 def _golden(
-    stage: Path, probes: NDArray[np.uint8], outputs: Sequence[RawOutputs], normal: int, scale: Scale
+    stage: Path, probes: NDArray[np.uint8], outputs: Sequence[RawOutputs], normal: int, norm: Normalisation
 ) -> tuple[Golden, ...]:
-    """The first normal one of ``probes`` and the defective one of highest score, as the first of ``outputs`` has them.
+    """Of the ``normal`` first ``probes`` the one of lowest score, of the others that of highest: no near miss.
 
-    Their maps may be off elsewhere by `_tolerance`, as scores.
+    With scores and maps as the first of ``outputs`` has them. Elsewhere these may be off by `_tolerance`, but a score
+    by no more than its way to the threshold: what rounds a verdict away is no device for this bundle. A score that lies
+    at the threshold keeps `VERIFY_TOLERANCE`.
     """
     (stage / "golden").mkdir()
     exact = outputs[0]
     golden = []
-    for label, index in (("normal", 0), ("anomalous", normal + int(exact.scores[normal:].argmax()))):
+    for label, index in (
+        ("normal", int(exact.scores[:normal].argmin())),
+        ("anomalous", normal + int(exact.scores[normal:].argmax())),
+    ):
         relative = f"golden/{label}.png"
         (stage / relative).write_bytes(encode_png(probes[index]))
         means = [coarse_map(each.maps[index]) for each in outputs]
-        tolerance = _tolerance(means, scale) * (scale.threshold - scale.low)
-        score, raw_map = float(exact.scores[index]), tuple(means[0].tolist())
-        golden.append(Golden(label, file_entry(stage, relative), score, raw_map, tolerance))
+        score = float(exact.scores[index])
+        way = max(abs(score - norm.score.threshold), VERIFY_TOLERANCE * _span(norm.score))
+        golden.append(
+            Golden(
+                label,
+                file_entry(stage, relative),
+                score,
+                raw_map=tuple(means[0].tolist()),
+                map_tolerance=_tolerance(means, norm.map),
+                score_tolerance=min(_tolerance([each.scores[index] for each in outputs], norm.score), way),
+            )
+        )
     return tuple(golden)
 
 
-def _verify_tolerance(results: dict[str, tuple[RawOutputs, Parity]], manifest: Manifest) -> float:
-    """How far a golden score may be off on another machine, in units of the score scale."""
-    return _tolerance([outputs.scores for outputs, _ in results.values()], manifest.normalisation.score)
+def _tolerance(values: Sequence[NDArray[np.float32] | np.float32], scale: Scale) -> float:
+    """How far ``values[0]`` may be off on another machine, the others being of other precisions.
 
-
-def _tolerance(values: Sequence[NDArray[np.float32]], scale: Scale) -> float:
-    """How far ``values[0]`` may be off on another machine, the others being of other precisions; in units of ``scale``.
-
-    At least `VERIFY_TOLERANCE`, and twice what the device's default precision moved them here: verification tells a
-    broken device from a rounding one.
+    At least `VERIFY_TOLERANCE` of ``scale``, and twice what the device's default precision moved them here, so that
+    verification tells a broken device from a rounding one.
     """
     exact, *others = values
     moved = max((float(np.abs(other - exact).max()) for other in others), default=0.0)
-    return max(VERIFY_TOLERANCE, 2 * moved / (scale.threshold - scale.low))
+    return max(VERIFY_TOLERANCE * _span(scale), 2 * moved)
+
+
+def _span(scale: Scale) -> float:
+    return scale.threshold - scale.low

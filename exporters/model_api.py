@@ -46,7 +46,8 @@ def write_tile(bundle: Bundle, tile: str | None, path: Path) -> Path:
 
     Input: ``image`` float32 NHWC RGB in [0, 255], the type ModelAPI converts to. Outputs: ``anomaly_map`` (N, 1, h, w)
     and ``pred_score`` (N,) float32 in [0, 1] with 0.5 at the threshold, ``pred_label`` (N,) and ``pred_mask``
-    (N, 1, h, w) boolean.
+    (N, 1, h, w) boolean. What floats are executed in is the program's to choose: where heads keep f32
+    (`Graph.keep_f32`) it has to ask for INFERENCE_PRECISION_HINT=f32, which this file does not carry.
 
     Raises:
         InputError: not an OpenVINO bundle, no such tile, or its thresholds hold for merged values only.

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +12,19 @@ import torch
 from onnx import numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from edge_ad.runtime.onnxruntime_session import ARITHMETIC
+from edge_ad.exporters.quiet import quiet
+from edge_ad.runtime.onnxruntime_session import ARITHMETIC, BATCH_AXIS
 from edge_ad.runtime.session import ExecutionPrecision
 from edge_ad.training.torch_graph import TorchGraph
 
 OPSET = 18
-BATCH_AXIS = "batch"  # sessions fix this free dimension when they load
 _HALVED_FROM = 1024  # elements; below, an initializer is a scalar or a shape rather than a weight
 
 
 def convert(graph: TorchGraph) -> onnx.ModelProto:
     """A checked onnx.ModelProto with the graph's tensor names, static sizes and a dynamic batch."""
     batch = torch.export.Dim(BATCH_AXIS, min=1, max=1024)
-    with _quiet():
+    with quiet("torch.onnx"):
         program = torch.onnx.export(
             graph.module,
             graph.example(batch_size=2),
@@ -97,17 +92,3 @@ def halve_arithmetic(model: onnx.ModelProto) -> onnx.ModelProto:
     halved: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True)
     halved.metadata_props.add(key=ARITHMETIC, value=ExecutionPrecision.F16)
     return halved
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter reports its progress on stdout and through warnings; stdout belongs to the data."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -45,14 +45,24 @@ def raw_outputs(detector: Detector, images: NDArray[np.uint8]) -> RawOutputs:
     )
 
 
-def plant_defects(images: NDArray[np.uint8], seed: int = 0) -> NDArray[np.uint8]:
-    """A copy of ``images`` (n, H, W, 3) with one defect each: a small patch from elsewhere, brighter or darker."""
+def plant_defects(
+    images: NDArray[np.uint8], inside: NDArray[np.bool_] | None = None, *, seed: int = 0
+) -> NDArray[np.uint8]:
+    """A copy of ``images`` (n, H, W, 3) with one defect each: a small patch from elsewhere, brighter or darker.
+
+    Args:
+        inside: (H, W) true where the detector looks; the middle of a defect lies there. None: anywhere.
+    """
     rng = np.random.default_rng(seed)
     planted = images.copy()
+    places = None if inside is None else np.argwhere(inside)
     height, width = images.shape[1:3]
     for image in planted:
         h, w = (int(rng.integers(max(4, side // 32), max(5, side // 10))) for side in (height, width))
         (top, from_top), (left, from_left) = rng.integers(0, height - h, 2), rng.integers(0, width - w, 2)
+        if places is not None:
+            row, col = rng.choice(places)
+            top, left = np.clip(row - h // 2, 0, height - h), np.clip(col - w // 2, 0, width - w)
         gain = rng.choice([0.5, 1.6])
         patch = image[from_top : from_top + h, from_left : from_left + w] * gain
         image[top : top + h, left : left + w] = np.clip(patch, 0, 255).astype(np.uint8)
@@ -100,22 +110,28 @@ def _ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
     return mean_ranks[index]
 
 
-def check_parity(parity: Parity, precision: Precision, tolerance: float | None = None) -> None:
-    """Raise `ParityError` where maps or ranks differ by more than ``tolerance`` (of `TOLERANCES` where None)."""
+def shortfall(parity: Parity, precision: Precision, tolerance: float | None = None) -> str | None:
+    """Where maps or ranks differ by more than ``tolerance`` (of `TOLERANCES` where None): by how much. Else None."""
     allowed, least_rank = TOLERANCES[precision]
     allowed = allowed if tolerance is None else tolerance
     if not parity.map_max_rel <= allowed:
-        raise ParityError(
+        return (
             f"{precision} maps differ from the trained model's by {parity.map_max_rel:.2e} of their range, "
-            f"more than {allowed:g} (run in {parity.execution_precision}); "
-            "try another --precision, more calibration images, or state --parity-tolerance"
+            f"more than {allowed:g} (run in {parity.execution_precision})"
         )
     if not parity.score_rank_correlation >= least_rank:
-        raise ParityError(
+        return (
             f"{precision} scores rank {parity.images} images differently from the trained model "
-            f"(Spearman {parity.score_rank_correlation:.3f}, at least {least_rank} wanted); "
-            "try another --precision or more calibration images"
+            f"(Spearman {parity.score_rank_correlation:.3f}, at least {least_rank} wanted; "
+            f"run in {parity.execution_precision})"
         )
+    return None
+
+
+def check_parity(parity: Parity, precision: Precision, tolerance: float | None = None) -> None:
+    """Raise `ParityError` where there is a `shortfall`."""
+    if reason := shortfall(parity, precision, tolerance):
+        raise ParityError(f"{reason}; try another --precision, more calibration images, or state --parity-tolerance")
 
 
 def check_accuracy(

@@ -8,17 +8,14 @@ convolutions are quantised (`edge_ad.methods.tile_model.HeadInt8`). So do the co
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_ad.bundle.manifest import Format
+from edge_ad.exporters.quiet import quiet
 from edge_ad.exporters.sensitive import copying_convolutions, sensitive_convolutions
 from edge_ad.exporters.telemetry import no_telemetry
 from edge_ad.methods.tile_model import TileStream
@@ -88,7 +85,7 @@ def _quantise(
     model: Model, feeds: Sequence[Feeds], names: Sequence[str], types: Sequence[str], fast_correction: bool
 ) -> Model:
     """``model`` but for the operations of these names, of these types, and `RESAMPLING`."""
-    with _quiet(), no_telemetry():
+    with quiet("nncf"), no_telemetry():
         import nncf
 
         quantised: Model = nncf.quantize(
@@ -100,17 +97,3 @@ def _quantise(
             ignored_scope=nncf.IgnoredScope(names=list(names), types=[*RESAMPLING, *types], validate=False),
         )
     return quantised
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """NNCF logs and draws progress bars of its own on stdout, which belongs to the data."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logger = logging.getLogger("nncf")
-        level = logger.level
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

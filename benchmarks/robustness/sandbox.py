@@ -50,12 +50,13 @@ def run(task: Callable[[], object], *, memory_bytes: int, timeout_s: float) -> E
     os.close(writing)
     deadline = time.monotonic() + timeout_s
     said = b""
+    hung = False
     while (left := deadline - time.monotonic()) > 0 and select.select([reading], [], [], left)[0]:
         if not (part := os.read(reading, 65536)):
             break
         said += part
-    hung = left <= 0
-    if hung:
+    else:  # the time is over: before select, or in it
+        hung = True
         os.kill(child, signal.SIGKILL)
     os.close(reading)
     _, status, _ = os.wait4(child, 0)

@@ -6,9 +6,13 @@ Unknown or missing fields and wrong types are refused.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+import numpy as np
 
 from edge_ad.errors import GeometryError, ManifestError, UnknownSchemaError
 from edge_ad.records import from_plain, to_plain
@@ -22,6 +26,8 @@ IMAGE_MAX_PIXELS = 2**27
 TILES_MAX = 10_000
 SEAM_MAX_PX = 1000
 FILE_MAX_BYTES = 2**31  # of one file; protobuf ends there too
+NESTING_MAX = 32  # of objects and lists; ours is 6 deep, and Python walks a thousand levels at most
+TOLERANCE_MAX = 1e6  # of a golden value, of its scale; equal images make scales a millionth of their values wide
 
 
 class Format(StrEnum):
@@ -86,6 +92,11 @@ class Graph:
     parameters: int
     flops: int  # multiply and add counted apart, batch 1
 
+    @property
+    def size_bytes(self) -> int:
+        """Of its files."""
+        return sum(file.size_bytes for file in self.files)
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -147,6 +158,7 @@ class Golden:
     raw_score: float
     raw_map: tuple[float, ...] = ()  # its means over `GOLDEN_CELLS` x `GOLDEN_CELLS` areas, row by row; () is unchecked
     map_tolerance: float = 0.0  # how far such a mean may be off elsewhere, raw
+    score_tolerance: float | None = None  # likewise of the score; None: `Manifest.parity_tolerance`
 
 
 @dataclass(frozen=True)
@@ -199,7 +211,7 @@ class Manifest:
     graphs: tuple[Graph, ...]
     golden: tuple[Golden, ...]
     parity: tuple[Parity, ...]
-    parity_tolerance: float  # how far a golden score may be off elsewhere, of the score scale's threshold - low
+    parity_tolerance: float  # of a golden score without a tolerance of its own, in units of its threshold - low
     provenance: Provenance
     feature_axes: FeatureAxes = FeatureAxes.NCHW
     roi: FileEntry | None = None  # where to look: an image of the setup's size, see `edge_ad.roi`
@@ -238,6 +250,16 @@ class Manifest:
         return sum(self.runs_per_image(graph) * graph.flops for graph in self.in_running_order)
 
     @property
+    def parameters(self) -> int:
+        """Of all graphs."""
+        return sum(graph.parameters for graph in self.graphs)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of every file but the manifest itself."""
+        return sum(file.size_bytes for file in self.files)
+
+    @property
     def files(self) -> tuple[FileEntry, ...]:
         """Every file but the manifest itself."""
         named = (*(golden.file for golden in self.golden), *([self.roi] if self.roi else []))
@@ -264,6 +286,8 @@ class Manifest:
                 f"manifest.json: schema_version {version!r} is not the {SCHEMA_VERSION} this edge-ad reads; "
                 "export the bundle again, or install the edge-ad that made it"
             )
+        if any(depth > NESTING_MAX for depth, _ in enumerate(_levels(value))):
+            raise ManifestError(f"manifest.json: nested more than {NESTING_MAX} deep; export the bundle again")
         manifest: Manifest = from_plain(cls, value, "manifest.json", ManifestError)
         manifest._check()
         return manifest
@@ -309,8 +333,6 @@ class Manifest:
                 f"manifest.json: expected 1 to {FILES_PER_GRAPH[self.format]} files per {self.format} graph, "
                 f"but got {sorted({len(graph.files) for graph in self.graphs})}"
             )
-        if wrong := [len(golden.raw_map) for golden in self.golden if len(golden.raw_map) not in (0, GOLDEN_CELLS**2)]:
-            raise ManifestError(f"manifest.json.golden: expected {GOLDEN_CELLS**2} values of a map, but got {wrong[0]}")
         if (self.input.color, self.input.resize) != ("rgb", "area"):
             raise ManifestError(f"manifest.json.input: expected color rgb and resize area, but got {self.input}")
         if not (0 < self.merge.seam_sigma_px <= SEAM_MAX_PX and 0 <= self.merge.seam_band <= 1):
@@ -318,6 +340,31 @@ class Manifest:
                 f"manifest.json.merge: expected seam_sigma_px > 0, at most {SEAM_MAX_PX}, and seam_band in [0, 1]: "
                 f"{self.merge}"
             )
+        self._check_normalisation(tiles)
+        self._check_golden()
+        config = self.method.config
+        if any(isinstance(item, float) and not math.isfinite(item) for level in _levels(config) for item in level):
+            raise ManifestError(f"manifest.json.method.config: expected finite numbers, but got {config}")
+
+    def _check_golden(self) -> None:
+        norm = self.normalisation
+        score_span, map_span = (scale.threshold - scale.low for scale in (norm.score, norm.map))
+        tolerances = {"parity_tolerance": self.parity_tolerance}
+        for index, golden in enumerate(self.golden):
+            if len(golden.raw_map) not in (0, GOLDEN_CELLS**2):
+                raise ManifestError(
+                    f"manifest.json.golden: expected {GOLDEN_CELLS**2} values of a map, but got {len(golden.raw_map)}"
+                )
+            tolerances[f"golden[{index}].map_tolerance"] = golden.map_tolerance / map_span
+            if golden.score_tolerance is not None:
+                tolerances[f"golden[{index}].score_tolerance"] = golden.score_tolerance / score_span
+        for name, tolerance in tolerances.items():
+            if not 0 <= tolerance <= TOLERANCE_MAX:
+                raise ManifestError(
+                    f"manifest.json.{name}: expected 0 to {TOLERANCE_MAX:g} of the scale, but got {tolerance:g}"
+                )
+
+    def _check_normalisation(self, tiles: int) -> None:
         norm = self.normalisation
         if (norm.fusion is not None) != self.setup.global_model:
             raise ManifestError("manifest.json: normalisation: expected fusion with a global model, and only then")
@@ -329,5 +376,27 @@ class Manifest:
         for scale in (norm.score, norm.map, *norm.tile_score, *norm.tile_map, *fused):
             if scale.low >= scale.threshold:
                 raise ManifestError(f"manifest.json.normalisation: expected low < threshold, but got {scale}")
+            if not _fits_float32(scale):
+                raise ManifestError(
+                    f"manifest.json.normalisation: {scale} is no scale in float32, in which maps are scaled; "
+                    "export the bundle again"
+                )
         if len(norm.tile_score) != tiles or len(norm.tile_map) != tiles:
             raise ManifestError(f"manifest.json: normalisation: expected {tiles} tile scales")
+
+
+def _fits_float32(scale: Scale) -> bool:
+    """Whether both ends are numbers in float32, apart from each other there, and so is the gain between them."""
+    with np.errstate(over="ignore", under="ignore"):
+        low, threshold = np.float32(scale.low), np.float32(scale.threshold)
+        gain = np.float32(0.5 / (scale.threshold - scale.low))
+        return bool(low < threshold and np.isfinite([low, threshold, gain]).all() and gain > 0)
+
+
+def _levels(value: Any) -> Iterator[list[Any]]:
+    """``value``, then what lies in it, then what lies in that, and so on; without recursion, however deep it is."""
+    level = [value]
+    while level:
+        yield level
+        parts = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list)))
+        level = [item for part in parts for item in part]

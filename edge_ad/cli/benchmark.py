@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from edge_ad.cli.options import (
+    AmountType,
     cache_dir_option,
     device_option,
     memory_option,
@@ -38,7 +39,7 @@ Timed = TypeVar("Timed")
 @click.option("--json", "json_path", type=click.Path(allow_dash=True), help="Write every sample here; - for stdout.")
 @click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), help="Write the tables here.")
 @click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write one self-contained page here.")
-@click.option("--fail-above-ms", type=float, help="Exit with 3 where the mean latency is above this.")
+@click.option("--fail-above-ms", type=AmountType(), help="Exit with 3 where the mean latency is above this.")
 @click.pass_obj
 def command(
     obj: dict[str, Any],
@@ -72,6 +73,9 @@ def command(
     from edge_ad.benchmarks.run import run_benchmark
     from edge_ad.errors import GateError, InputError
 
+    for path in (None if json_path == "-" else json_path, markdown_path, html_path):
+        if path is not None:
+            atomic.check_writable(Path(path))
     show_progress = no_progress if obj["quiet"] else plain_progress()
 
     def timed(run: Callable[..., Timed], what: object, **options: object) -> Timed:

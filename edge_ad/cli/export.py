@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edge_ad.bundle.manifest import Format, Precision
-from edge_ad.cli.options import choice
+from edge_ad.cli.options import AmountType, choice
 
 
 @click.command("export")
@@ -21,10 +21,12 @@ from edge_ad.cli.options import choice
 )
 @click.option(
     "--accuracy-drop",
-    type=float,
+    type=AmountType(),
     help="Fail where image AUROC drops more, on 8 good images and 8 with planted defects: in steps of 1/64.",
 )
-@click.option("--parity-tolerance", type=float, help="Largest map error, of the map's range.  [default: by precision]")
+@click.option(
+    "--parity-tolerance", type=AmountType(), help="Largest map error, of the map's range.  [default: by precision]"
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle folder.")
 @click.pass_obj
@@ -42,7 +44,8 @@ def command(
     """Turn a run into a bundle for the edge.
 
     The extractor is stored once, a head per tile model. The exported graphs are compared with the trained model; what
-    differs too much is not written.
+    differs too much in float32 is not written. Where it does in this device's default precision alone, a line on stderr
+    says so, and inspect shows either.
     """
     from edge_ad.bundle.files import required_signature
     from edge_ad.exporters.export import ExportOptions, export_run
@@ -55,7 +58,7 @@ def command(
     with terminal_progress(not obj["quiet"]) as progress:
         images = run_images(folder, calibration, progress=progress)
         manifest = export_run(folder, images, output, options, progress)
-    size_mb = sum(file.size_bytes for file in manifest.files) / 1e6
+    size_mb = manifest.size_bytes / 1e6
     click.echo(f"{output}: {manifest.format} {manifest.precision}, {len(manifest.graphs)} graphs, {size_mb:.1f} MB")
     for parity in manifest.parity:
         click.echo(

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edge_ad.bundle.files import read_bundle
-from edge_ad.bundle.manifest import Graph, Manifest
+from edge_ad.bundle.manifest import Manifest
 from edge_ad.cli.options import json_option, signature_option, write_json, write_table
 from edge_ad.tiling import Location
 
@@ -36,13 +36,13 @@ def totals(manifest: Manifest) -> dict[str, Any]:
     """Sizes and cost of the whole: files, graphs' parameters, and the operations of one image over all its tiles."""
     shared, heads = manifest.shared, manifest.heads
     return {
-        "size_bytes": sum(file.size_bytes for file in manifest.files),
-        "shared_bytes": _size_bytes(shared) if shared else 0,
-        "head_bytes": [_size_bytes(head) for head in heads],
+        "size_bytes": manifest.size_bytes,
+        "shared_bytes": shared.size_bytes if shared else 0,
+        "head_bytes": [head.size_bytes for head in heads],
         "golden_bytes": sum(golden.file.size_bytes for golden in manifest.golden),
         "tiles": len(manifest.setup.grid),
         "models": len(heads),
-        "parameters": sum(graph.parameters for graph in manifest.graphs),
+        "parameters": manifest.parameters,
         "flops_per_image": manifest.flops_per_image,
     }
 
@@ -84,7 +84,7 @@ def _show_graphs(manifest: Manifest) -> None:
             "f32" if graph.keep_f32 else "as the device",
             f"{graph.parameters:,}",
             f"{graph.flops / 1e6:.1f}",
-            f"{_size_bytes(graph) / 1e6:.2f}",
+            f"{graph.size_bytes / 1e6:.2f}",
         )
         for graph in manifest.graphs
     ]
@@ -124,7 +124,3 @@ def _show_provenance(manifest: Manifest) -> None:
             *(("golden", f"{golden.label}: raw score {golden.raw_score:.6g}") for golden in manifest.golden),
         ]
     )
-
-
-def _size_bytes(graph: Graph) -> int:
-    return sum(file.size_bytes for file in graph.files)

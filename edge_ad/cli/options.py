@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -36,6 +37,19 @@ class SizeType(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gene
             return parse_size(value)
         except InputError as error:
             self.fail(str(error), param, ctx)
+
+
+class AmountType(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # as above
+    """A finite number of at least 0. Limits of gates: nothing is above NaN, and everything is above -1."""
+
+    name = "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """``value`` as a float."""
+        number: float = click.FLOAT.convert(value, param, ctx)
+        if not 0 <= number < math.inf:
+            self.fail(f"expected a finite number of at least 0, but got {value}", param, ctx)
+        return number
 
 
 def choice(members: type[StrEnum]) -> click.Choice[str]:
@@ -88,7 +102,7 @@ memory_option = click.option(
 cache_dir_option = click.option(
     "--cache-dir",
     type=click.Path(path_type=Path),
-    help="Folder for graphs that OpenVINO has compiled (GPU, NPU), and for heads that a memory budget keeps aside.",
+    help="Folder for graphs that OpenVINO or TensorRT has compiled, and for heads that a memory budget keeps aside.",
 )
 json_option = click.option(
     "--json",

@@ -7,7 +7,15 @@ from pathlib import Path
 import click
 
 from edge_ad.bundle.manifest import ScoreMerge
-from edge_ad.cli.options import alpha_option, bits_option, choice, signature_option, write_table
+from edge_ad.cli.options import (
+    alpha_option,
+    bits_option,
+    choice,
+    device_option,
+    precision_option,
+    signature_option,
+    write_table,
+)
 from edge_ad.imaging import Alpha, PixelFormat
 
 
@@ -19,6 +27,8 @@ from edge_ad.imaging import Alpha, PixelFormat
     "--rule", default="sigma:3", show_default=True, help="sigma:K, quantile:Q or max of the good; f1 of both."
 )
 @click.option("--score-merge", type=choice(ScoreMerge), help="Of the tiles' scores.  [default: the bundle's own]")
+@device_option
+@precision_option
 @signature_option
 @bits_option
 @alpha_option
@@ -32,6 +42,8 @@ def command(
     bad: Path | None,
     rule: str,
     score_merge: str | None,
+    device: str,
+    precision: str,
     require_signature: Path | None,
     bits: int | None,
     alpha: str,
@@ -40,8 +52,9 @@ def command(
 ) -> None:
     """Fit a bundle's thresholds anew, on images from the line.
 
-    The new bundle has the same graphs. Take images it was not trained on; where it rejected good ones, add those. What
-    the old and the new thresholds reject of the images is told: of the very images that the new ones were fitted on.
+    The new bundle has the same graphs. Take images it was not trained on; where it rejected good ones, add those. Give
+    the device and precision that the line runs in: scores differ a little between them. What the old and the new
+    thresholds reject of the images is told: of the very images that the new ones were fitted on.
     """
     from edge_ad.bundle.files import SIGNATURE_NAME, read_bundle
     from edge_ad.errors import InputError
@@ -69,12 +82,14 @@ def command(
     if bad is None:
         chosen.check_normal(len(files[0]))
     with (
-        open_detector(found.path, manifest, precision=ExecutionPrecision.F32) as detector,
+        open_detector(found.path, manifest, device, precision=ExecutionPrecision(precision)) as detector,
         terminal_progress(not obj["quiet"]) as progress,
     ):
         values = [raw_values(detector, paths, pixel_format, progress) for paths in files]
-        normalisation = fit_operating_point(old.normalisation, rule, *values)
-        write_operating_point(found, detector, normalisation, output, overwrite=overwrite)
+    normalisation = fit_operating_point(old.normalisation, rule, *values)
+    # Golden images are recorded in float32, wherever the line runs
+    with open_detector(found.path, manifest, precision=ExecutionPrecision.F32) as exact:
+        write_operating_point(found, exact, normalisation, output, overwrite=overwrite)
     compares = manifest.merge == old.merge
     rows = [("", "before", "now"), ("rule", old.normalisation.rule, normalisation.rule)]
     rows.append(("tiles' scores", old.merge.score, manifest.merge.score))

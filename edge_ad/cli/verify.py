@@ -25,11 +25,11 @@ def command(bundle: Path, device: str, precision: str, require_signature: Path |
     maps must be those recorded at export. Exit code 2: the bundle was changed; 3: it computes something else here.
     """
     found = read_bundle(bundle, require_signature=require_signature)
-    files = found.manifest.files
-    click.echo(f"{len(files)} files, {sum(file.size_bytes for file in files) / 1e6:.1f} MB: unchanged")
+    manifest = found.manifest
+    click.echo(f"{len(manifest.files)} files, {manifest.size_bytes / 1e6:.1f} MB: unchanged")
     if (key := required_signature(require_signature)) is not None:
         click.echo(f"signed by the owner of {key}")
-    with open_detector(found.path, found.manifest, device, precision=ExecutionPrecision(precision)) as detector:
+    with open_detector(found.path, manifest, device, precision=ExecutionPrecision(precision)) as detector:
         click.echo(detector)
         checks = verify_bundle(detector, found)
     header = ("golden image", "expected", "got", "off by", "at most")

@@ -105,8 +105,9 @@ def write_operating_point(
         loosest = max(manifest.parity_tolerance, bundle.manifest.parity_tolerance)  # another merge, another rounding
         manifest = replace(manifest, parity_tolerance=loosest)
         scores = raw_values(detector, [bundle.file(each.file) for each in golden]).scores.tolist()
-        scored = (replace(each, raw_score=score) for each, score in zip(golden, scores, strict=True))
-        manifest = replace(manifest, golden=tuple(scored))
+        scored = zip(golden, scores, strict=True)
+        golden = tuple(replace(each, raw_score=score, score_tolerance=None) for each, score in scored)
+        manifest = replace(manifest, golden=golden)
     with staged_bundle(Path(output), overwrite=overwrite) as stage:
         for entry in manifest.files:
             (stage / entry.path).parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
-from typing import Any, NamedTuple
+from queue import Empty
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ class Frame(NamedTuple):
 Frames = Iterable[NDArray[Any] | Frame | None]
 Source = Frames | Callable[[], Frames]  # a callable opens it: once at the start, and again where it is lost
 
+_NOT_YET = Frame(None)  # of `frames_from`: no frame, and no fault either; capture looks whether it is to end
+_POLL_S = 0.1
 _NO_FRAME_PAUSE_S = 0.005  # a camera that gives None without waiting must not keep a core busy
 
 
@@ -42,6 +45,30 @@ class Captured(NamedTuple):
     pixels: NDArray[Any]
     info: Any
     watch: Stopwatch  # started when it came
+
+
+class FrameQueue(Protocol):
+    """What `frames_from` asks of a queue: ``queue.Queue``, ``queue.SimpleQueue`` and ``multiprocessing.Queue`` do."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> NDArray[Any] | Frame | None:
+        """The next item. Raises ``queue.Empty`` after ``timeout`` seconds without one."""
+
+
+def frames_from(queue: FrameQueue) -> Generator[NDArray[Any] | Frame | None]:
+    """The frames that a camera's callback puts into ``queue``: bare arrays or `Frame`; None ends them.
+
+    For `Detector.stream`. While it waits it looks every 0.1 s whether its stream was closed: a closed stream takes no
+    frame any more, and another one can go on with the queue. It would leave a source that blocks, such as
+    ``iter(queue.get, sentinel)``, behind in a thread that swallows the next frame.
+    """
+    while True:
+        try:
+            given = queue.get(timeout=_POLL_S)
+        except Empty:
+            given = _NOT_YET
+        if given is None:
+            return
+        yield given
 
 
 def check_source(source: Source, policy: FaultPolicy) -> None:
@@ -76,6 +103,10 @@ def capture(
         try:
             with closing(_opened(source)) as frames:
                 for given in frames:
+                    if given is _NOT_YET:
+                        if stopped.is_set():
+                            return
+                        continue
                     pixels, frame_id, info = given if isinstance(given, Frame) else Frame(given)
                     if pixels is not None:
                         ledger.count("captured")

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from edge_ad.bundle.manifest import Manifest, Normalisation, NormalisationStage, ScoreMerge
 from edge_ad.errors import (
+    BundleError,
     ColorError,
     DetectorClosedError,
     ForkedError,
     FrameError,
+    GeometryError,
     InferenceError,
     InputError,
     NonFiniteOutputError,
@@ -103,9 +105,7 @@ class Detector:
         self.roi = roi
         self.shared = shared
         self.heads = dict(zip(setup.model_locations, heads, strict=True))
-        sees_image = setup.extractor_scope is ExtractorScope.IMAGE
-        axes = manifest.feature_axes
-        self._windows = FeatureWindows(self.grid, shared.outputs, axes, batch_size) if shared and sees_image else None
+        self._windows = self._new_windows()
         check_graphs(shared, self.heads, setup, self._windows)
         self._cuts_tiles = self._windows is None or any("image" in head.inputs for head in heads)
         self._tile = np.zeros((batch_size, *self.grid.tile_size, 3), np.uint8)
@@ -267,13 +267,14 @@ class Detector:
         copy: bool = True,
         policy: FaultPolicy = FaultPolicy(),  # noqa: B008 - frozen
         standby: Detector | None = None,
+        name: str | None = None,
     ) -> Stream:
         """Results of the frames of ``source`` in order. Capture, inference and the reader's own work overlap.
 
         Args:
             source: any iterable of frames, which stays its owner's to close; or a callable that opens one, so that
-                the policy can open it again. Of a camera that calls back, ``iter(queue.get, None)``. Bare arrays are
-                numbered from 0; a `Frame` brings its own ``frame_id``, and what else its camera knows.
+                the policy can open it again. For a camera that calls back see `edge_ad.frames_from`. Bare arrays
+                are numbered from 0; a `Frame` brings its own ``frame_id``, and what else its camera knows.
             color, bits: as for one frame.
             drop: what gives way when frames come faster than results: ``"never"`` (the source waits), ``"oldest"``
                 or ``"newest"`` of those in the queue.
@@ -283,6 +284,7 @@ class Detector:
             policy: what to do about faults; each is raised unless it says otherwise. `stats` counts them.
             standby: a detector of the same bundle on another device, for the policy ``"fall_back"``. After an engine's
                 failure it takes over for good; after NaN or infinity for that frame.
+            name: of the camera, with which log lines of this stream begin.
 
         Closing the stream, from any thread, or the detector stops its threads. An exception of the source is raised
         here, after the results of the frames before it.
@@ -309,10 +311,13 @@ class Detector:
             standby=standby,
             copy=copy,
         )
-        return Stream(self, source, options, self._ledger)
+        return Stream(self, source, options, Ledger(whole=self._ledger, name=name))
 
     def stats(self) -> Stats:
-        """What became of the frames of all streams since the detector was loaded, and of their faults."""
+        """What became of the frames of all streams since the detector was loaded, and of their faults.
+
+        Of one stream: `Stream.stats`.
+        """
         return self._ledger.stats()
 
     def with_normalisation(self, normalisation: Normalisation) -> Detector:
@@ -396,6 +401,15 @@ class Detector:
             self.roi.quieten(raw.maps)
             watch.lap("roi")
         return replace(raw, timings_ms=watch.stop())
+
+    def _new_windows(self) -> FeatureWindows | None:
+        """Where the extractor sees the whole image. Raises `BundleError` where its outputs do not fit the tiles."""
+        if self.shared is None or self.manifest.setup.extractor_scope is not ExtractorScope.IMAGE:
+            return None
+        try:
+            return FeatureWindows(self.grid, self.shared.outputs, self.manifest.feature_axes, self.batch_size)
+        except GeometryError as error:
+            raise BundleError(f"the shared graph: {error}") from error
 
     def _new_merger(self) -> MapMerger:
         return MapMerger(self.grid, (self.batch_size,), self.manifest.blank_tiles)

@@ -146,7 +146,7 @@ def fault_of(error: EdgeAdError) -> Fault | None:
 
 @dataclass(frozen=True)
 class Stats:
-    """What became of the frames of a detector's streams since it was loaded.
+    """What became of the frames of one stream, or of all streams of a detector since it was loaded.
 
     ``captured == results + dropped + skipped + pending``, always.
     """
@@ -171,37 +171,45 @@ class Ledger:
 
     Args:
         now_s: a clock that never jumps.
+        whole: counts what this one counts too: of the detector, where this one is a stream's.
+        name: of the stream, for log lines.
     """
 
-    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, now_s: Callable[[], float] = time.monotonic, *, whole: Ledger | None = None, name: str | None = None
+    ) -> None:
+        self.whole = whole
+        self._prefix = f"{name}: " if name else ""
         self._now_s = now_s
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
-        self._faults: Counter[Fault] = Counter()
         self._logged_s: dict[Fault, float] = {}
         self._unlogged: Counter[Fault] = Counter()
 
     def count(self, what: str) -> None:
-        """One more of ``what``, a field of `Stats`."""
+        """One more of ``what``, a field of `Stats` or a `Fault`."""
         with self._lock:
             self._counts[what] += 1
+        if self.whole:
+            self.whole.count(what)
 
     def fault(self, fault: Fault, action: Action | str, what: object) -> None:
         """One more ``fault``, answered by ``action``. Those that are raised are not logged: the error tells them."""
+        self.count(fault)
+        if action == Action.RAISE:
+            return
         with self._lock:
-            self._faults[fault] += 1
-            if action == Action.RAISE:
-                return
             now_s = self._now_s()
             if fault in self._logged_s and now_s - self._logged_s[fault] < LOG_INTERVAL_S:
                 self._unlogged[fault] += 1
                 return
             self._logged_s[fault] = now_s
             more = self._unlogged.pop(fault, 0)
-        LOGGER.warning("%s (%s): %s%s", fault, action, what, f" ({more} more since the last line)" if more else "")
+        since = f" ({more} more since the last line)" if more else ""
+        LOGGER.warning("%s%s (%s): %s%s", self._prefix, fault, action, what, since)
 
     def stats(self) -> Stats:
         """The counts so far."""
         with self._lock:
             counts = {field.name: self._counts[field.name] for field in fields(Stats) if field.name != "faults"}
-            return Stats(**counts, faults=dict(self._faults))
+            return Stats(**counts, faults={fault: self._counts[fault] for fault in Fault if fault in self._counts})

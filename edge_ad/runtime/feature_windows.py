@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_ad.errors import GeometryError
 from edge_ad.runtime.session import TensorSpec
 from edge_ad.tiling import FeatureAxes, Location, TileGrid
 
@@ -25,13 +26,16 @@ class FeatureWindows:
         shapes: of the windows by name, without the batch axis.
 
     Raises:
-        GeometryError: a tile does not begin or end between two positions of a feature map.
+        GeometryError: an output is no feature map, or a tile begins or ends between two positions of one.
     """
 
     def __init__(
         self, grid: TileGrid, outputs: Mapping[str, TensorSpec], axes: FeatureAxes, batch_size: int = 1
     ) -> None:
         self.grid = grid
+        for spec in outputs.values():
+            if len(spec.shape) != len(axes) or min(spec.shape) < 1:
+                raise GeometryError(f"expected {spec.name} as a feature map {axes}, but got {spec.shape}")
         self._windows = {
             name: {
                 location: axes.window(*grid.window_on(location, axes.positions(spec.shape)))

@@ -21,10 +21,14 @@ def check_graphs(
     wanted: Tensors = {"anomaly_map": ((1, *setup.tile_size), "float32"), "pred_score": ((), "float32")}
     if shared:
         _check_tensors("the shared graph", "input", shared.inputs, {"image": ((*setup.extractor_size, 3), "uint8")})
+        if not shared.inputs:
+            raise BundleError("the shared graph: no input image")
         shapes = windows.shapes if windows else {name: spec.shape[1:] for name, spec in shared.outputs.items()}
         given |= {name: (shapes[name], spec.dtype) for name, spec in shared.outputs.items()}
     for location, head in heads.items():
         _check_tensors(f"head {location.name}", "input", head.inputs, given)
+        if not head.inputs:  # one map for every image
+            raise BundleError(f"head {location.name}: no input; expected some of {', '.join(given)}")
         _check_tensors(f"head {location.name}", "output", head.outputs, wanted)
         if missing := wanted.keys() - head.outputs.keys():
             raise BundleError(f"head {location.name}: no output {', '.join(sorted(missing))}")

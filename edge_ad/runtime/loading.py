@@ -102,11 +102,7 @@ def open_detector(
     a CPU several are compiled at once, but not under a memory budget.
     """
     roi = read_roi(path, manifest)
-    if cache_dir is not None and (reason := _unwritable(cache_dir)):
-        if memory_budget is not None:
-            raise OutputWriteError(f"{cache_dir}: nothing can be written there ({reason}); heads are to be kept there")
-        _LOGGER.warning("%s: nothing can be written there (%s); compiled graphs are not kept", cache_dir, reason)
-        cache_dir = None
+    cache_dir = _usable(cache_dir, is_needed=memory_budget is not None)
     reader = GraphReader(path, manifest, ahead=memory_budget is None)
     without_f32: dict[str, str] = {}
 
@@ -156,6 +152,20 @@ def open_detector(
     for name, instead in without_f32.items():
         _LOGGER.warning("%s has no f32 for graphs that rank best in it; they execute in %s", name, instead)
     return detector
+
+
+def _usable(cache_dir: Path | None, *, is_needed: bool) -> Path | None:
+    """The folder where something can be written there; None where not, which is logged.
+
+    Raises:
+        OutputWriteError: nothing can, and the folder is needed.
+    """
+    if cache_dir is None or (reason := _unwritable(cache_dir)) is None:
+        return cache_dir
+    if is_needed:
+        raise OutputWriteError(f"{cache_dir}: nothing can be written there ({reason}); heads are to be kept there")
+    _LOGGER.warning("%s: nothing can be written there (%s); compiled graphs are not kept", cache_dir, reason)
+    return None
 
 
 def _unwritable(folder: Path) -> str | None:

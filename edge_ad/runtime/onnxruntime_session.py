@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edge_ad.bundle.graph_files import GraphFiles
 from edge_ad.errors import DeviceFallbackError, GraphFormatError, InferenceError, InputError, UnsupportedPrecisionError
 from edge_ad.runtime.devices import DeviceInfo, not_found
+from edge_ad.runtime.processor import usable_cpus
 from edge_ad.runtime.session import ExecutionPrecision, Handle, Session, TensorSpec
 
 ENGINE = "ONNX Runtime"
@@ -197,8 +198,8 @@ def open_graph(
     # the cores from the one that runs (an ensemble of nine on two shared cores took five times as long).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.load_model_format", "ONNX")  # never the engine's own format
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    # Left to itself the engine pins a session's threads to cores, those of every session to the same ones
+    options.intra_op_num_threads = threads or usable_cpus()
 
     if kind != "CPU":
         _load_libraries()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,11 @@ def bf16_is_slow(cpuinfo: Path = CPUINFO) -> bool:
     """
     found = read_fields(cpuinfo)
     return found.get("vendor_id") == "GenuineIntel" and "amx_bf16" not in found.get("flags", "").split()
+
+
+def usable_cpus() -> int:
+    """CPUs this process may be scheduled on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_fields(path: Path) -> dict[str, str]:

@@ -40,7 +40,7 @@ def parse_bytes(budget: int | str) -> int:
 
 def loaded_bytes(graph: Graph) -> int:
     """What a graph is taken to need once it is compiled."""
-    return LOADED_PER_STORED * sum(file.size_bytes for file in graph.files)
+    return LOADED_PER_STORED * graph.size_bytes
 
 
 def turn_takers(shared: Graph | None, heads: Sequence[Graph], budget_bytes: int) -> list[int]:

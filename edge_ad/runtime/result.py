@@ -58,8 +58,8 @@ class Result:
             stream its copy, unless that was told not to copy.
         color, bits: of the frame, as declared.
         timings_ms: milliseconds: convert (to RGB at the bundle's image size), wait (for other threads), tiles (crops),
-            infer, merge, seams, roi (quiet outside), post, total. Of a stream also queue (captured, not yet taken up)
-            and handover (inferred, not yet asked for); total is then the age of the frame.
+            infer, merge, seams, fuse (with a global model), roi (quiet outside), post, total. Of a stream also queue
+            (captured, not yet taken up) and handover (inferred, not yet asked for); total is then the age of the frame.
         frame_id: as passed in, or counted by `Detector.stream`.
         is_normalised: False where the bundle's normalisation stage is "none".
         device: what the graphs ran on, as the engine reports it.

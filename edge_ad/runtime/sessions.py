@@ -27,7 +27,7 @@ ENGINES = {
 
 
 def import_engine(graph_format: Format) -> ModuleType:
-    """The session module of a format: ``Session``, ``devices()``.
+    """The session module of a format: ``open_graph``, ``devices()``.
 
     Raises:
         EngineMissingError: its engine is not installed, or does not load.
@@ -62,9 +62,10 @@ def open_session(
         device: see `edge_ad.runtime.devices`.
         precision: of the float parts; the device's default where ``auto``.
         batch_size: fixed when compiled.
-        threads: of inference on the CPU; the engine's choice where None.
-        cache_dir: where OpenVINO keeps compiled graphs, so that the next start is quick (GPU, NPU). What
-            lies there runs unchecked: let nobody write to it who may not write to this program.
+        threads: of inference on the CPU. Where None OpenVINO's choice; in ONNX Runtime one per CPU that the process may
+            use.
+        cache_dir: where OpenVINO, on any device, and TensorRT keep compiled graphs, so that the next start is quick.
+            What lies there runs unchecked: let nobody write to it who may not write to this program.
         like: a session of a graph that may differ from this one in constants alone, such as another head: where they
             can share a compiled graph, they do.
         aside: keep constants in a file without a name in ``cache_dir`` (else the system's folder for temporary files)

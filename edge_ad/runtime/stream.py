@@ -26,7 +26,7 @@ from edge_ad.errors import EdgeAdError, FrameChangedError, StalledError
 from edge_ad.imaging import Color
 from edge_ad.runtime.background import Background, Drop
 from edge_ad.runtime.capture import Captured, Source, capture
-from edge_ad.runtime.faults import Action, Fault, FaultPolicy, Ledger, fault_of
+from edge_ad.runtime.faults import Action, Fault, FaultPolicy, Ledger, Stats, fault_of
 from edge_ad.runtime.result import Result, error_result
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ class Stream:
     def close(self, why: EdgeAdError | None = None) -> None:
         """End it: a reader that waits has its end at once. From any thread, any number of times.
 
-        Waits for its threads, two seconds each at most: a source may be blocked in its driver, and is left behind.
+        Waits for its threads, two seconds each at most: a source may be blocked in its driver, and is left behind. Its
+        thread ends with the next frame, which nobody gets.
 
         Args:
             why: what the reader is to have raised, in place of a plain end.
@@ -110,6 +111,10 @@ class Stream:
             stage.stop()
         for stage in reversed(stages):
             stage.join()
+
+    def stats(self) -> Stats:
+        """What became of this stream's frames so far, and of their faults."""
+        return self._ledger.stats()
 
     def __enter__(self) -> Self:
         return self
@@ -275,10 +280,10 @@ _RUNNING: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary
 
 
 def close_streams(ledger: Ledger | None = None, why: EdgeAdError | None = None) -> None:
-    """Close the running streams that count in ``ledger``; all of them where None. Readers are told ``why``."""
+    """Close the running streams of the detector that counts in ``ledger``; all where None. Readers are told ``why``."""
     for found in _RUNNING.valuerefs():  # a list: other threads may begin streams meanwhile
         stream = found()
-        if stream is not None and (ledger is None or stream._ledger is ledger):
+        if stream is not None and (ledger is None or stream._ledger.whole is ledger):
             stream.close(why)
 
 

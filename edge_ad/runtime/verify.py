@@ -13,6 +13,7 @@ from edge_ad.bundle.manifest import GOLDEN_CELLS, Golden
 from edge_ad.errors import VerificationError
 from edge_ad.imaging import read_image, resize
 from edge_ad.runtime.detector import Detector
+from edge_ad.runtime.session import ExecutionPrecision
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,16 @@ def coarse_map(raw_map: NDArray[np.float32]) -> NDArray[np.float32]:
 def verify_bundle(detector: Detector, bundle: Bundle) -> list[Check]:
     """Run the golden images and compare their raw scores and maps with those recorded at export.
 
-    A score may differ by ``parity_tolerance`` of the way from ``low`` to ``threshold``, a map's means by the image's
-    ``map_tolerance``. They were recorded in float32, and the exporter widens tolerances to what it saw in its device's
-    default precision; in a precision it did not run (`Manifest.parity` lists them) a failure may be that precision's
-    rounding and not a fault. Bundles of before maps were recorded verify scores alone.
+    A score may differ by the image's ``score_tolerance``, a map's means by its ``map_tolerance``. They were recorded in
+    float32, and the exporter widens tolerances to what it saw in its device's default precision; in a precision it did
+    not run (`Manifest.parity` lists them) a failure may be that precision's rounding and not a fault.
+
+    The exporter lets no score reach the threshold it wrote (but for one that lay there), so a device that turns a
+    golden verdict fails. `edge-ad threshold` moves the threshold and keeps tolerances, for devices round as before:
+    a golden score that lies within its tolerance of the new one may then be on either side of it.
+
+    Bundles of before verify by less: scores by ``parity_tolerance`` of the way from ``low`` to ``threshold``, which
+    may reach beyond it, and no maps.
 
     Args:
         detector: made from ``bundle``, with the bundle's own score merge.
@@ -71,17 +78,24 @@ def verify_bundle(detector: Detector, bundle: Bundle) -> list[Check]:
         recorded = ", ".join(parity.execution_precision for parity in manifest.parity) or "none"
         raise VerificationError(
             f"on {detector.device} in {detector.precision} (exporter's: {recorded}) golden images differ: {numbers}; "
-            "try --precision f32, or export for this device"
+            f"{_remedy(detector)}"
         )
     return checks
+
+
+def _remedy(detector: Detector) -> str:
+    if detector.precision == ExecutionPrecision.F32:
+        return "run it on another device, such as CPU, or update this one's driver and engine"
+    return "run it with --precision f32, or on another device, such as CPU"
 
 
 def _checks(detector: Detector, bundle: Bundle, golden: Golden) -> Iterator[Check]:
     norm = bundle.manifest.normalisation
     raw = detector.raw(read_image(bundle.file(golden.file))[None])
     got, unit = float(raw.scores[0]), norm.score.threshold - norm.score.low
-    error = abs(got - golden.raw_score) / unit
-    yield Check(f"{golden.label} score", golden.raw_score, got, error, bundle.manifest.parity_tolerance)
+    own = golden.score_tolerance
+    tolerance = bundle.manifest.parity_tolerance if own is None else own / unit
+    yield Check(f"{golden.label} score", golden.raw_score, got, abs(got - golden.raw_score) / unit, tolerance)
     if golden.raw_map:
         means, unit = coarse_map(raw.maps[0]), norm.map.threshold - norm.map.low
         errors = np.abs(means - golden.raw_map)

@@ -99,7 +99,7 @@ def test_a_session_s_device_is_found_among_those_listed(monkeypatch, available, 
     monkeypatch.setattr(openvino_probe, "core", lambda: SimpleNamespace(available_devices=available))
     assert openvino_probe.knows(device) is known
     listed = [DeviceInfo(name, f"the maker's {name}", "OpenVINO", ()) for name in available]
-    monkeypatch.setattr(environment, "list_devices", lambda: listed)
+    monkeypatch.setattr(environment, "_devices", lambda graph_format: listed)
     assert environment._device_name(device).startswith("the maker's") is known
 
 

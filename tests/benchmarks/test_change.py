@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from benchmark_fakes import make_report
 
-from edge_ad.benchmarks.change import changes, doubts
+from edge_ad.benchmarks.change import changes, doubts, incomparable
 from edge_ad.benchmarks.protocol import Latency, Throughput
 from edge_ad.benchmarks.ratio import Ratio
 from edge_ad.benchmarks.rendering import changes_to_text
@@ -48,6 +48,8 @@ def test_what_one_side_did_not_measure_is_left_out():
         ("config", "threads", 7, "threads asked for: 2 before, 7 now"),
         ("config", "memory_budget", "3MB", "memory budget: None before, 3MB now"),
         ("config", "has_cache", True, "cache of compiled graphs: False before, True now"),
+        ("bundle", "method", "stfpm", "method: padim before, stfpm now"),
+        ("bundle", "setup", "other", f"setup: {make_report().bundle.setup} before, other now"),
         ("config", "frame", "a photograph", "frame: noise before, a photograph now"),
     ],
 )
@@ -57,6 +59,21 @@ def test_each_circumstance_is_doubted(part, field, value, told):
     first, *warnings = doubts(old, new)
     assert first == told
     assert all(text.startswith("new: ") for text in warnings)  # of the environment itself
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"warmup": 3}, "warm-up runs: 1000 before, 3 now"),
+        ({"iterations": 7}, "timed runs: 1000 before, 7 now"),
+        ({"throughput_batch": 8}, "throughput batch: 16 before, 8 now"),
+    ],
+)
+def test_schedules_are_compared(change, told):
+    old = steady(8.0)
+    new = replace(old, config=replace(old.config, schedule=replace(old.config.schedule, **change)))
+    assert doubts(old, new) == (told,)
+    assert incomparable(old, new) == ()
 
 
 def test_throughputs_of_unlike_batches_are_not_compared():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from benchmark_fakes import make_report
@@ -69,6 +70,36 @@ def test_compare_two_reports(tmp_path):
     failed = edge_ad("compare", old, new, "--fail-above", 0.1)
     assert isinstance(failed.exception, GateError)
     assert edge_ad("compare", old, new, "--fail-above", 1.0).exit_code == 0
+
+
+def test_a_gate_on_what_is_not_comparable_says_so(tmp_path):
+    old, new, report = tmp_path / "old.json", tmp_path / "new.json", make_report()
+    other = replace(report, environment=replace(report.environment, cpu="Other"), executed={"shared": "f32"})
+    for path, each in ((old, report), (new, other)):
+        path.write_text(json.dumps(each.to_json()))
+    assert edge_ad("compare", old, new).exit_code == 0
+    refused = edge_ad("compare", old, new, "--fail-above", 1.0)
+    assert isinstance(refused.exception, InputError)
+    assert str(refused.exception).startswith("--fail-above: not comparable: CPU: Test CPU before, Other now; execution")
+    assert edge_ad("compare", old, new, "--fail-above", 1.0, "--anyway").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("benchmark", "bundle", "--fail-above-ms"),
+        ("compare", "old", "new", "--fail-above"),
+        ("export", "run", "-o", "bundle", "--accuracy-drop"),
+        ("export", "run", "-o", "bundle", "--parity-tolerance"),
+    ],
+    ids=lambda arguments: arguments[-1],
+)
+@pytest.mark.parametrize("limit", ["nan", "-0.1", "inf"])
+def test_a_limit_of_a_gate_is_a_number(arguments, limit):
+    """Nothing is above NaN: the gate would be open."""
+    refused = edge_ad(*arguments, limit)
+    assert refused.exit_code == 2
+    assert f"expected a finite number of at least 0, but got {limit}" in " ".join(refused.output.split())
 
 
 @pytest.mark.parametrize(

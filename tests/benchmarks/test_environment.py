@@ -69,6 +69,24 @@ def test_where_those_files_are_missing_nothing_is_invented(tmp_path, monkeypatch
     assert (machine.governor, machine.memory_bytes, machine.cpu_quota) == (None, None, None)
 
 
+@pytest.mark.parametrize("raised", ["ImportError('libov.so')", "RuntimeError('no plugins.xml')"])
+def test_a_broken_engine_that_did_not_run_costs_its_facts_alone(tmp_path, raised):
+    """In a process of its own, which has not imported the engine yet."""
+    for package in ("openvino", "onnxruntime"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(f"raise {raised}")
+    code = (
+        "from edge_ad.benchmarks.environment import read_environment\n"
+        "from edge_ad.benchmarks.ceilings import measure_ceilings\n"
+        "machine, found = read_environment('CPU', None), measure_ceilings('CPU', ['f32'], 1)\n"
+        "print(machine.device_name, machine.driver, *(ceiling.source for ceiling in found.compute))"
+    )
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    environ = os.environ | {"PYTHONPATH": path}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ)
+    assert (run.stdout, run.stderr) == ("CPU None numpy matrix product\n", "")
+
+
 def test_the_affinity_counts(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
     assert environment.usable_cpus() == 3

@@ -14,7 +14,7 @@ from edge_ad.benchmarks.run import run_benchmark
 from edge_ad.bundle.files import file_entry, write_manifest
 from edge_ad.bundle.manifest import Golden
 from edge_ad.cli import group
-from edge_ad.errors import BundleNotFoundError, GateError, InputError
+from edge_ad.errors import BundleNotFoundError, GateError, InputError, OutputWriteError
 
 
 @pytest.fixture
@@ -126,6 +126,17 @@ def test_files_are_written(bundle, tmp_path):
     assert BenchmarkReport.from_json(json.loads(paths[0].read_text())).throughput is None
     assert paths[1].read_text().startswith("# Benchmark of bolt.edgead\n")
     assert "<title>Benchmark of bolt.edgead</title>" in paths[2].read_text()
+
+
+@pytest.mark.parametrize("option", ["--json", "--markdown", "--html"])
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_timed(bundle, tmp_path, option):
+    folder, detectors = bundle
+    (tmp_path / "file").touch()
+    for target in (tmp_path, tmp_path / "file" / "report"):
+        result = invoke(folder, *QUICK, option, target)
+        assert isinstance(result.exception, OutputWriteError)
+        assert f"cannot write {target}: " in str(result.exception)
+    assert not detectors
 
 
 @pytest.mark.parametrize("is_quiet", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +71,7 @@ MANIFEST = Manifest(
         Graph(Role.HEAD, (0, 1), Precision.FP16, (_entry("graphs/r00_c01.xml", 37),), True, 41, 43),
     ),
     golden=(
-        Golden("normal", _entry("golden/normal.png", 47), 0.375, (0.5,) * 64, 0.0625),
+        Golden("normal", _entry("golden/normal.png", 47), 0.375, (0.5,) * 64, 0.0625, 0.03125),
         Golden("anomalous", _entry("golden/anomalous.png", 53), 0.875),
     ),
     parity=(Parity("f32", "CPU", 8, 0.001, 0.002, 0.003, 0.99, 0),),
@@ -108,6 +109,13 @@ def test_a_manifest_of_before_golden_maps_has_none() -> None:
     assert [(golden.raw_map, golden.map_tolerance) for golden in Manifest.from_json(plain).golden] == [((), 0.0)] * 2
 
 
+def test_a_manifest_of_before_tolerances_of_each_score_has_one_for_all() -> None:
+    plain = json.loads(GOLDEN.read_text())
+    for golden in plain["golden"]:
+        del golden["score_tolerance"]
+    assert [golden.score_tolerance for golden in Manifest.from_json(plain).golden] == [None, None]
+
+
 def test_a_manifest_of_before_blank_tiles_has_none() -> None:
     plain = json.loads(GOLDEN.read_text())
     del plain["blank_tiles"]
@@ -142,6 +150,10 @@ def _with(new: Any, *path: Any) -> Callable[[Any], None]:
         value[path[-1]] = new
 
     return change
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"inner": nested(depth - 1)} if depth else {}
 
 
 @pytest.mark.parametrize(
@@ -204,6 +216,18 @@ def _with(new: Any, *path: Any) -> Callable[[Any], None]:
             "manifest.json: graphs/shared.xml: 2147483649 bytes; at most 2147483648",
         ),
         (_with(-1, "golden", 0, "file", "size_bytes"), None),
+        (
+            _with({"low": -1e308, "threshold": 1e308}, "normalisation", "score"),
+            "manifest.json.normalisation: Scale(low=-1e+308, threshold=1e+308) is no scale in float32",
+        ),
+        (_with({"low": 0.0, "threshold": 1e39}, "normalisation", "tile_map", 1), None),  # beyond its largest number
+        (_with({"low": 1.0, "threshold": 1.0 + 1e-9}, "normalisation", "map"), None),  # one number there
+        (_with({"low": 0.0, "threshold": 1e-40}, "normalisation", "map"), None),  # the gain is infinite
+        (_with(-0.01, "parity_tolerance"), "manifest.json.parity_tolerance: expected 0 to 1e+06 of the scale, but got"),
+        (_with(1e9, "golden", 0, "map_tolerance"), "manifest.json.golden[0].map_tolerance: expected 0 to 1e+06"),
+        (_with(1e9, "golden", 0, "score_tolerance"), "manifest.json.golden[0].score_tolerance: expected 0 to 1e+06"),
+        (_with(nested(900), "method", "config"), "manifest.json: nested more than 32 deep; export the bundle again"),
+        (_with([[math.inf]], "method", "config", "k"), "manifest.json.method.config: expected finite numbers"),
         (_with(10**400, "parity_tolerance"), "manifest.json.parity_tolerance: expected a finite number"),
     ],
 )

@@ -10,11 +10,13 @@ import pytest
 from tiny_bundle import expected_tile, some_image, tiny_manifest, tiny_setup
 
 import edge_ad
-from edge_ad.bundle.files import read_bundle
+from edge_ad.bundle.files import read_bundle, write_manifest
 from edge_ad.bundle.manifest import Fusion, Manifest, Scale, ScoreMerge
 from edge_ad.errors import InputError
 from edge_ad.evaluation.operating_point import merged_by
 from edge_ad.imaging import write_png
+from edge_ad.runtime import loading
+from edge_ad.runtime.loading import open_detector
 
 SETUP = tiny_setup()
 COLOURS = (0, 40, 80, 120)  # of the red channel beside 100 in the others
@@ -94,14 +96,48 @@ def test_f1_needs_defects(run, bundle: Path, good: Path, bad: Path, tmp_path: Pa
 
 
 def test_another_merge_scores_the_golden_images_anew(run, bundle: Path, good: Path, tmp_path: Path):
-    output = tmp_path / "new"
+    output, old = tmp_path / "new", read_bundle(bundle).manifest
+    strict = tuple(replace(golden, score_tolerance=1e-9) for golden in old.golden)  # of the old merge
+    write_manifest(bundle, replace(old, golden=strict))
     out = run("threshold", bundle, "--good", good, "--rule", "max", "--score-merge", "max", "-o", output).out
     assert out.splitlines()[-1].split() == ["good", "rejected", "-", "0", "of", "4"]
     found = read_bundle(output)
     assert found.manifest.merge.score is ScoreMerge.MAX
+    assert [golden.score_tolerance for golden in found.manifest.golden] == [None, None]
     assert found.manifest.normalisation.score.threshold == pytest.approx(tile_scores(picture(0)).max(), rel=1e-5)
     with edge_ad.load(output, self_test=True, precision="f32") as detector:
         assert detector.raw(picture(0)[None]).scores[0] == pytest.approx(tile_scores(picture(0)).max(), rel=1e-5)
+
+
+def test_thresholds_are_fitted_where_the_line_runs(run, bundle: Path, good: Path, tmp_path: Path, monkeypatch):
+    """On the device and in the precision asked for; golden images alone are recorded in float32, on the CPU."""
+    opened = []
+
+    def noted(path, manifest, device="CPU", *, precision):
+        opened.append((device, str(precision)))
+        return open_detector(path, manifest, precision=precision)
+
+    monkeypatch.setattr(loading, "open_detector", noted)
+    assert run("threshold", bundle, "--good", good, "-o", tmp_path / "default").code == 0
+    assert run("threshold", bundle, "--good", good, "-d", "AUTO", "--precision", "f32", "-o", tmp_path / "b").code == 0
+    assert opened == [("CPU", "auto"), ("CPU", "f32"), ("AUTO", "f32"), ("CPU", "f32")]
+
+
+def test_a_golden_score_near_the_new_threshold_is_no_fault(run, bundle: Path, good: Path, tmp_path: Path):
+    """Tolerances are raw and stay: a device that rounded it to the other side of the new threshold rounds as before."""
+    found = read_bundle(bundle)
+    normal, anomalous = found.manifest.golden
+    golden = (
+        replace(normal, score_tolerance=0.01),
+        replace(anomalous, raw_score=anomalous.raw_score - 0.02, score_tolerance=0.03),
+    )
+    write_manifest(bundle, replace(found.manifest, golden=golden, parity_tolerance=0.0))
+    write_png(good / "nearly.png", some_image(SETUP))  # the anomalous golden image
+    assert run("threshold", bundle, "--good", good, "--rule", "max", "-o", tmp_path / "new").code == 0
+    made = read_bundle(tmp_path / "new").manifest
+    assert made.golden == golden
+    assert golden[1].raw_score < made.normalisation.score.threshold == pytest.approx(anomalous.raw_score, rel=1e-5)
+    edge_ad.load(tmp_path / "new", self_test=True).close()
 
 
 def test_a_fused_bundle_keeps_its_merge():

@@ -11,7 +11,6 @@ import scipy.ndimage
 import torch
 import torch.nn.functional as F
 from file_system import file_size_limit
-from tiny_bundle import tiny_manifest
 from tiny_run import BACKBONE, scene, scene_images, tile_setup, tiny_model, tiny_run
 
 import edge_ad
@@ -20,7 +19,8 @@ from edge_ad.bundle.manifest import Format, NormalisationStage, Precision, Role,
 from edge_ad.errors import AccuracyDropError, IncompleteRunError, OutputExistsError, OutputWriteError, ParityError
 from edge_ad.exporters import export
 from edge_ad.exporters.export import PARITY_IMAGES, ExportOptions, export_run
-from edge_ad.exporters.parity import TOLERANCES, RawOutputs
+from edge_ad.exporters.parity import TOLERANCES, RawOutputs, compare
+from edge_ad.imaging import read_image
 from edge_ad.methods import create_model
 from edge_ad.methods.padim import REGULARISATION, SMOOTHING_SIGMA_PX
 from edge_ad.methods.tile_model import TileStream, location_seed
@@ -128,21 +128,48 @@ def test_a_head_that_keeps_f32_is_stored_in_half_precision_alone(tmp_path):
     assert arithmetic_of(read_bundle(tmp_path / "bundle")) == {Role.SHARED: {"f16"}, Role.HEAD: {None}}
 
 
-# By hand: scores as merged, of the exact engine first; in units of threshold - low
+# By hand: scores of one image, of the exact engine first; on a scale 4 wide
 @pytest.mark.parametrize(
     ("scores", "tolerance"),
     [
-        ({"f32": [1.0, 2.0]}, 0.02),  # one precision: nothing moved
-        ({"f32": [1.0, 2.0], "bf16": [1.0, 2.01]}, 0.02),  # 2 * 0.01 / 4 is less
-        ({"f32": [1.0, 2.0], "bf16": [1.2, 1.5]}, 2 * 0.5 / 4),
-        ({"f32": [1.0, 2.0], "bf16": [1.2, 2.0], "f16": [0.7, 2.0]}, 2 * 0.3 / 4),
+        ([[1.0, 2.0]], 0.02 * 4),  # one precision: nothing moved
+        ([[1.0, 2.0], [1.0, 2.01]], 0.02 * 4),  # 2 * 0.01 is less
+        ([[1.0, 2.0], [1.2, 1.5]], 2 * 0.5),
+        ([[1.0, 2.0], [1.2, 2.0], [0.7, 2.0]], 2 * 0.3),
     ],
 )
 def test_verification_allows_twice_what_a_lesser_precision_moved(scores, tolerance):
-    normalisation = replace(RAW, score=Scale(0.5, 4.5))
-    results = {key: (RawOutputs(np.array(values), np.zeros((2, 1, 1))), None) for key, values in scores.items()}
-    manifest = tiny_manifest(normalisation=normalisation)
-    assert export._verify_tolerance(results, manifest) == pytest.approx(tolerance)
+    assert export._tolerance([np.array(values) for values in scores], Scale(0.5, 4.5)) == pytest.approx(tolerance)
+
+
+def test_golden_scores_may_not_round_over_the_threshold(tmp_path):
+    """The plainest of either kind; each by what moved itself, but never as far as its way to the threshold."""
+    probes, maps = scene(5, (16, 16)), np.zeros((5, 16, 16), np.float32)
+    exact = RawOutputs(np.array([0.6, 0.2, 0.7, 1.1, 3.0], np.float32), maps)
+    lesser = RawOutputs(np.array([0.6, 0.3, 0.7, 3.1, 1.0], np.float32), maps)
+    norm = replace(RAW, score=Scale(0.0, 1.0))
+    normal, anomalous = export._golden(tmp_path, probes, [exact, lesser], 3, norm)
+    assert (normal.raw_score, anomalous.raw_score) == (pytest.approx(0.2), 3.0)
+    assert (normal.score_tolerance, anomalous.score_tolerance) == (pytest.approx(0.2), pytest.approx(2.0))
+    assert read_image(tmp_path / normal.file.path).tolist() == probes[1].tolist()
+
+
+def test_a_lesser_precision_that_ranks_otherwise_is_told_and_not_refused(trained, tmp_path, monkeypatch, caplog):
+    def compared(*outputs, execution_precision, **others):
+        """As on a device whose default is bf16, and bears it badly."""
+        lesser = next(precisions)
+        found = compare(*outputs, execution_precision="bf16" if lesser else execution_precision, **others)
+        return replace(found, score_rank_correlation=0.754) if lesser else found
+
+    precisions = iter((False, True))
+    monkeypatch.setattr(export, "compare", compared)
+    manifest = export_run(*trained, tmp_path / "bundle", FP16)
+    assert [parity.execution_precision for parity in manifest.parity] == ["f32", "bf16"]
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "warning: fp16 scores rank 16 images differently from the trained model (Spearman 0.754, at least 0.99 wanted; "
+        "run in bf16), which is this device's default: run the bundle with --precision f32, that is "
+        'edge_ad.load(..., precision="f32")'
+    ]
 
 
 @pytest.mark.parametrize("precision", Precision)

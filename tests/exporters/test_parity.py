@@ -167,6 +167,14 @@ def test_a_planted_defect_is_one_small_patch(size):
     assert not np.array_equal(planted, plant_defects(images, seed=1))
 
 
+def test_defects_are_planted_where_the_detector_looks():
+    images = np.full((40, 64, 64, 3), 100, np.uint8)
+    inside = np.zeros((64, 64), bool)
+    inside[2:5, 58:] = True  # a corner that random places would miss
+    changed = (plant_defects(images, inside) != images).any(3)
+    assert all((each & inside).any() for each in changed)
+
+
 def test_a_planted_defect_is_darker_or_brighter():
     images = np.full((30, 64, 64, 3), 100, np.uint8)
     values = {int(value) for value in np.unique(plant_defects(images))}

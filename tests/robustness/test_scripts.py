@@ -21,6 +21,16 @@ def last_line(name: str, *arguments: str) -> str:
     return run.stdout.splitlines()[-1]
 
 
+def test_a_task_that_hangs_is_killed_and_told() -> None:
+    """In a process of its own, for it forks."""
+    code = (
+        "import sandbox, time; task = lambda: time.sleep(60); "
+        "print(sandbox.run(task, memory_bytes=2**30, timeout_s=0.2).kind)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=SCRIPTS, capture_output=True, text=True, timeout=30)
+    assert (run.stdout, run.stderr) == ("hung\n", "")
+
+
 def test_every_region_of_a_bundle_that_is_changed_is_refused() -> None:
     count, total = re.match(r"tamperings refused (\d+)/(\d+) ", last_line("tamper.py")).groups()
     assert count == total

@@ -378,6 +378,19 @@ def test_graphs_that_do_not_fit(which: int, tensors: str, name: str, spec: Any, 
         Detector(manifest, sessions[0], sessions[1:])
 
 
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [(0, "the shared graph: no input image"), (2, r"head r00_c01: no input; expected some of image")],
+)
+def test_graphs_that_see_nothing(which: int, message: str) -> None:
+    """Constants alone would give the same verdict on every image."""
+    manifest = tiny_manifest()
+    sessions = [FakeSession((23, 29), None), *(FakeSession((23, 29), at) for at in manifest.setup.model_locations)]
+    sessions[which].inputs = {}
+    with pytest.raises(BundleError, match=message):
+        Detector(manifest, sessions[0], sessions[1:])
+
+
 # --- threads ------------------------------------------------------------------------------------------------------
 
 

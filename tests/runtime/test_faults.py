@@ -544,6 +544,27 @@ def test_each_kind_is_logged_at_once_and_then_seldom(caplog: pytest.LogCaptureFi
     assert ledger.stats().faults == {Fault.NON_FINITE: 600, Fault.INFERENCE: 1, Fault.FRAME: 1}
 
 
+def test_each_stream_counts_and_logs_for_itself(caplog: pytest.LogCaptureFixture) -> None:
+    """Two cameras on one detector: the faults of one do not keep those of the other out of the log."""
+    detector = fake_detector(tiny_manifest())
+    policy = FaultPolicy(no_frame="skip")
+    streams = [
+        detector.stream(iter([None, *[some_image(SETUP)] * count]), color="rgb", policy=policy, name=name)
+        for name, count in (("left", 2), ("right", 3), (None, 1))
+    ]
+    with caplog.at_level(logging.WARNING, "edge_ad.runtime"):
+        assert [len(list(stream)) for stream in streams] == [2, 3, 1]
+    assert [message.partition(" (skip)")[0] for message in caplog.messages] == [
+        "left: no_frame",
+        "right: no_frame",
+        "no_frame",
+    ]
+    assert [(stream.stats().results, stream.stats().faults) for stream in streams] == [
+        (count, {Fault.NO_FRAME: 1}) for count in (2, 3, 1)
+    ]
+    assert (detector.stats().results, detector.stats().faults) == (6, {Fault.NO_FRAME: 3})
+
+
 def test_counts_from_many_threads() -> None:
     ledger = Ledger()
 

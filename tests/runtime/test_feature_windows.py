@@ -96,8 +96,18 @@ def test_the_bare_sessions_see_the_windows_of_the_detector():
 def test_an_extractor_of_another_size_is_refused():
     setup = replace(tiny_setup(), extractor_scope=ExtractorScope.IMAGE)
     heads = [FakeSession(setup.tile_size, location) for location in setup.model_locations]
-    with pytest.raises((BundleError, GeometryError)):
+    with pytest.raises(BundleError):
         Detector(tiny_manifest(setup), FakeSession(setup.tile_size, None), heads)
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (1, 46, 58), (1, 1, 46, 58, 1), (1, 0, 46, 58), (1, 1, 45, 58)])
+def test_an_extractor_that_gives_no_maps_of_the_tiles_is_refused(shape):
+    setup = replace(tiny_setup(), extractor_scope=ExtractorScope.IMAGE)
+    heads = [FakeSession(setup.tile_size, location) for location in setup.model_locations]
+    shared = FakeSession(setup.extractor_size, None)
+    shared.outputs = {"features": TensorSpec("features", shape, "float32")}
+    with pytest.raises(BundleError, match="the shared graph: "):
+        Detector(tiny_manifest(setup), shared, heads)
 
 
 def test_setups():

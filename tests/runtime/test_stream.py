@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from fake_session import FakeSession, fake_detector, stream_threads, wait_until
 from tiny_bundle import some_image, tiny_manifest
 
-from edge_ad import FaultPolicy, Frame, Stream
+from edge_ad import FaultPolicy, Frame, Stream, frames_from
 from edge_ad.errors import ColorError, DetectorClosedError, EdgeAdError, InputError, SourceError, StalledError
 from edge_ad.runtime import background
 from edge_ad.runtime.background import Drop
@@ -223,6 +224,30 @@ def test_closing_stops_thestream_threads() -> None:
         assert len(stream_threads()) == 2
         stream.close()
         assert not stream_threads(), drop
+
+
+def test_frames_of_a_queue() -> None:
+    """Bare arrays and `Frame` of a camera that calls back; None ends them."""
+    detector = fake_detector(tiny_manifest())
+    queue: SimpleQueue[Any] = SimpleQueue()
+    for given in (some_image(SETUP, 0), Frame(some_image(SETUP, 1), "second"), None, some_image(SETUP, 2)):
+        queue.put(given)
+    assert [result.frame_id for result in detector.stream(frames_from(queue), color="rgb")] == [0, "second"]
+    assert queue.qsize() == 1
+
+
+def test_a_closed_stream_leaves_a_queues_frames_to_the_next_one() -> None:
+    detector = fake_detector(tiny_manifest())
+    queue: SimpleQueue[Any] = SimpleQueue()
+    queue.put(some_image(SETUP, 0))
+    first = detector.stream(frames_from(queue), color="rgb")
+    assert next(first).frame_id == 0
+    first.close()
+    assert not stream_threads()
+    for index in range(1, 4):
+        queue.put(Frame(some_image(SETUP, index), index))
+    queue.put(None)
+    assert [result.frame_id for result in detector.stream(frames_from(queue), color="rgb")] == [1, 2, 3]
 
 
 def test_a_source_blocked_in_its_driver_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from tiny_bundle import tiny_manifest
 
 import edge_ad
 from edge_ad.bundle.files import Bundle, read_bundle
-from edge_ad.bundle.manifest import Format
+from edge_ad.bundle.manifest import Format, Scale
 from edge_ad.errors import VerificationError
 from edge_ad.imaging import read_image
 from edge_ad.runtime.verify import coarse_map, verify_bundle
@@ -77,6 +77,34 @@ def test_the_tolerance_is_of_the_scale(tiny_bundle: Write) -> None:
             r"but got 0.8925, off by 0.011 of the scale \(at most 0.01\)",
         ):
             verify_bundle(detector, _shifted(bundle, 0.011))
+
+
+def test_each_score_has_a_tolerance_of_its_own(tiny_bundle: Write) -> None:
+    """Raw, so that another threshold does not change it; the manifest's own is for images without one."""
+    bundle = _shifted(read_bundle(tiny_bundle()), 0.05)
+    normal, anomalous = bundle.manifest.golden
+    scale = Scale(0.2, 2.2)  # half as fine as before
+    for own, passes in ((0.06, True), (0.04, False)):
+        golden = (normal, replace(anomalous, score_tolerance=own))
+        norm = replace(bundle.manifest.normalisation, score=scale)
+        manifest = replace(bundle.manifest, golden=golden, normalisation=norm, parity_tolerance=0.001)
+        with edge_ad.load(bundle.path, precision="f32") as detector:
+            if passes:
+                assert verify_bundle(detector, replace(bundle, manifest=manifest))[1].tolerance == pytest.approx(0.03)
+            else:
+                with pytest.raises(VerificationError, match=r"off by 0\.025 of the scale \(at most 0\.02\)"):
+                    verify_bundle(detector, replace(bundle, manifest=manifest))
+
+
+def test_what_is_advised_can_be_done(tiny_bundle: Write) -> None:
+    bundle = _shifted(read_bundle(tiny_bundle()), 1.0)
+    with edge_ad.load(bundle.path, precision="f32") as detector:
+        with pytest.raises(VerificationError, match="; run it on another device, such as CPU, or update this one's"):
+            verify_bundle(detector, bundle)
+        for session in detector.heads.values():
+            session.precision = "bf16"
+        with pytest.raises(VerificationError, match="; run it with --precision f32, or on another device"):
+            verify_bundle(detector, bundle)
 
 
 def test_nothing_to_verify_with(tiny_bundle: Write) -> None:
