@@ -40,10 +40,10 @@ def command(old: Path, new: Path, json_target: str | None, fail_above: float | N
 
     before, after = _read(old), _read(new)
     found = changes(before, after)
-    if json_target is None:
-        click.echo(changes_to_text(before, after, found), nl=False)
-    else:
+    if json_target is not None:
         write_json(json_target, {"changes": to_plain(found), "warnings": list(doubts(before, after))})
+    if json_target != "-":
+        click.echo(changes_to_text(before, after, found), nl=False)
     if fail_above is None:
         return
     if not anyway and (reasons := incomparable(before, after)):

@@ -22,6 +22,6 @@ def command(json_target: str | None) -> None:
         raise EngineMissingError("no inference engine is installed; pip install 'edge-ad[openvino]'")
     if json_target is not None:
         write_json(json_target, to_plain(found))
-        return
-    rows = [(device.name, device.engine, ", ".join(device.precisions), device.full_name) for device in found]
-    write_table([("device", "engine", "precisions", "full name"), *rows])
+    if json_target != "-":
+        rows = [(device.name, device.engine, ", ".join(device.precisions), device.full_name) for device in found]
+        write_table([("device", "engine", "precisions", "full name"), *rows])

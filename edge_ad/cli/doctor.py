@@ -20,7 +20,7 @@ def command(json_target: str | None) -> None:
     checks = list(run_checks())
     if json_target is not None:
         write_json(json_target, to_plain(checks))
-    else:
+    if json_target != "-":
         write_table([(c.status, c.name, f"{c.found}; {c.remedy}" if c.remedy else c.found) for c in checks])
     failed = [check.name for check in checks if check.status is Status.FAIL]
     if failed:

@@ -12,8 +12,21 @@ from edge_ad.cli.options import AmountType, choice
 
 @click.command("export")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--format", "graph_format", type=choice(Format), default="openvino", show_default=True)
-@click.option("--precision", type=choice(Precision), default="int8", show_default=True)
+@click.option(
+    "--format",
+    "graph_format",
+    type=choice(Format),
+    default="openvino",
+    show_default=True,
+    help="The engine's: openvino for Intel's CPUs, GPUs and NPUs, onnx for NVIDIA's GPUs.",
+)
+@click.option(
+    "--precision",
+    type=choice(Precision),
+    default="int8",
+    show_default=True,
+    help="Of the stored graphs. int8 is for CPUs and Intel GPUs, fp16 for NVIDIA's.",
+)
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),

@@ -25,6 +25,7 @@ def command(bundle: Path, require_signature: Path | None, json_target: str | Non
     manifest = read_bundle(bundle, check_hashes=False, require_signature=require_signature).manifest
     if json_target is not None:
         write_json(json_target, {"path": str(bundle), "totals": totals(manifest), "manifest": manifest.to_json()})
+    if json_target == "-":
         return
     _show_summary(bundle, manifest)
     _show_graphs(manifest)

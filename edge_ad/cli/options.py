@@ -108,7 +108,7 @@ json_option = click.option(
     "--json",
     "json_target",
     type=click.Path(allow_dash=True),
-    help="JSON instead of text: to this file, or - for stdout.",
+    help="Write JSON here, beside the text; - for stdout, in its place.",
 )
 
 

@@ -67,6 +67,8 @@ def test_compare_two_reports(tmp_path):
     found = json.loads(edge_ad("compare", old, new, "--json", "-").stdout)
     assert found["changes"][0]["figure"] == "end to end, median"
     assert found["changes"][0]["ratio"]["value"] == 1.0
+    assert edge_ad("compare", old, new, "--json", tmp_path / "found.json").stdout == shown.stdout
+    assert json.loads((tmp_path / "found.json").read_text()) == found
     failed = edge_ad("compare", old, new, "--fail-above", 0.1)
     assert isinstance(failed.exception, GateError)
     assert edge_ad("compare", old, new, "--fail-above", 1.0).exit_code == 0

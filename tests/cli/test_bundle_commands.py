@@ -118,7 +118,7 @@ def test_what_is_evaluated_may_be_a_run_or_a_bundle(run, tmp_path):
 
 def test_inspect_writes_json_to_a_file(run, tiny_bundle, tmp_path):
     bundle = tiny_bundle()
-    assert run("inspect", bundle, "--json", tmp_path / "x.json").out == ""
+    assert run("inspect", bundle, "--json", tmp_path / "x.json").out == run("inspect", bundle).out
     assert json.loads((tmp_path / "x.json").read_text()) == run("inspect", bundle, "--json", "-").json
 
 

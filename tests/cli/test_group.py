@@ -144,7 +144,7 @@ def test_every_option_has_the_variable_of_its_flag(name):
             assert option.envvar in [f"EDGE_AD_{name.upper()}_{flag}" for flag in flags]
 
 
-@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "export"])
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_option_says_what_it_is(name):
     command = cli.group.get_command(click.Context(cli.group), name)
     assert [option.name for option in command.params if isinstance(option, click.Option) and not option.help] == []

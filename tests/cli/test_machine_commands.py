@@ -20,7 +20,7 @@ def test_devices_as_json(run, monkeypatch, tmp_path):
     monkeypatch.setattr(devices, "list_devices", lambda: [DeviceInfo("GPU.1", "Arc", "OpenVINO", ("f16", "f32"))])
     expected = [{"name": "GPU.1", "full_name": "Arc", "engine": "OpenVINO", "precisions": ["f16", "f32"]}]
     assert run("devices", "--json", "-").json == expected
-    assert run("devices", "--json", tmp_path / "d.json").out == ""
+    assert run("devices", "--json", tmp_path / "d.json").out == run("devices").out
     assert json.loads((tmp_path / "d.json").read_text()) == expected
 
 
@@ -31,13 +31,17 @@ def test_devices_without_an_engine(run, monkeypatch):
     assert err == "error: no inference engine is installed; pip install 'edge-ad[openvino]'\n"
 
 
-def test_doctor_is_well_here(run):
+def test_doctor_is_well_here(run, tmp_path):
     code, out, _ = run("doctor")
     assert code == 0
     assert {line.split()[0] for line in out.splitlines()} <= {"ok", "warn"}
     checks = run("doctor", "--json", "-").json
     assert {"python", "numpy", "OpenCV", "training extra", "working folder"} <= {check["name"] for check in checks}
     assert all(check.keys() == {"name", "status", "found", "remedy"} for check in checks)
+    assert "python" in run("doctor", "--json", tmp_path / "checks.json").out
+    assert [check["name"] for check in json.loads((tmp_path / "checks.json").read_text())] == [
+        c["name"] for c in checks
+    ]
 
 
 def test_doctor_fails_where_there_is_no_engine(run, monkeypatch):
