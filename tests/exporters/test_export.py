@@ -143,15 +143,25 @@ def test_verification_allows_twice_what_a_lesser_precision_moved(scores, toleran
 
 
 def test_golden_scores_may_not_round_over_the_threshold(tmp_path):
-    """The plainest of either kind; each by what moved itself, but never as far as its way to the threshold."""
+    """The plainest of either kind in every precision; each by what moved itself, and its way to the threshold."""
     probes, maps = scene(5, (16, 16)), np.zeros((5, 16, 16), np.float32)
-    exact = RawOutputs(np.array([0.6, 0.2, 0.7, 1.1, 3.0], np.float32), maps)
-    lesser = RawOutputs(np.array([0.6, 0.3, 0.7, 3.1, 1.0], np.float32), maps)
+    exact = RawOutputs(np.array([0.6, 0.2, 0.1, 3.0, 1.9], np.float32), maps)
+    lesser = RawOutputs(np.array([0.6, 0.3, 0.7, 0.9, 1.4], np.float32), maps)
     norm = replace(RAW, score=Scale(0.0, 1.0))
     normal, anomalous = export._golden(tmp_path, probes, [exact, lesser], 3, norm)
-    assert (normal.raw_score, anomalous.raw_score) == (pytest.approx(0.2), 3.0)
-    assert (normal.score_tolerance, anomalous.score_tolerance) == (pytest.approx(0.2), pytest.approx(2.0))
+    assert (normal.raw_score, anomalous.raw_score) == (pytest.approx(0.2), pytest.approx(1.9))
+    assert (normal.score_tolerance, anomalous.score_tolerance) == (pytest.approx(0.2), pytest.approx(0.9))
     assert read_image(tmp_path / normal.file.path).tolist() == probes[1].tolist()
+
+
+def test_a_golden_verdict_that_this_device_turns_is_told(tmp_path, caplog):
+    probes, maps = scene(4, (16, 16)), np.zeros((4, 16, 16), np.float32)
+    exact = RawOutputs(np.array([0.9, 0.95, 3.0, 3.0], np.float32), maps)
+    lesser = RawOutputs(np.array([1.2, 1.3, 3.5, 3.5], np.float32), maps)
+    normal, _ = export._golden(tmp_path, probes, [exact, lesser], 2, replace(RAW, score=Scale(0.0, 1.0)))
+    assert normal.score_tolerance == pytest.approx(0.3)  # as here, and no more
+    (record,) = caplog.records
+    assert "the clearest normal image of 2 lies on either side of the threshold" in record.getMessage()
 
 
 def test_a_lesser_precision_that_ranks_otherwise_is_told_and_not_refused(trained, tmp_path, monkeypatch, caplog):
