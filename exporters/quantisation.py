@@ -73,9 +73,9 @@ def quantise(model: Model, feeds: Sequence[Feeds], graph_format: Format) -> Mode
 
 
 def quantise_head(model: Model, feeds: Sequence[Feeds], graph_format: Format) -> Model:
-    """A head likewise, but for what measures (`MEASURING`), and what copies channels: it would round them once more.
+    """As `quantise`, but operations that measure (`MEASURING`), and convolutions that copy channels, stay in float.
 
-    Biases are corrected from layer statistics alone.
+    A copy in eight bits would round what was rounded before. Biases are corrected from layer statistics alone.
     """
     keep = sensitive_convolutions(model, graph_format) + copying_convolutions(model, graph_format)
     return _quantise(model, feeds, keep, MEASURING, True)

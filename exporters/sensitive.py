@@ -37,7 +37,7 @@ def sensitive_convolutions(model: ov.Model | onnx.ModelProto, graph_format: Form
 
 
 def copying_convolutions(model: ov.Model | onnx.ModelProto, graph_format: Format) -> list[str]:
-    """Names of the 1x1 convolutions whose outputs are a channel each, or none, times a number."""
+    """Names of the 1x1 convolutions of which every output is at most one input channel, scaled."""
     weights = _weights_in_openvino(model) if graph_format is Format.OPENVINO else _weights_in_onnx(model)
     return sorted(name for name, values in weights if _copies(values))
 

@@ -293,7 +293,7 @@ class Manifest:
         return manifest
 
     def _check_sizes(self) -> None:
-        """Nothing here is computed with the sizes, which may be absurd, but their products."""
+        """Refuse absurd sizes by their products alone, before any grid or array is made of them."""
         setup = self.setup
         for name in ("image_size", "tile_size", "stride"):
             if any(not 1 <= length_px <= IMAGE_MAX_PIXELS for length_px in getattr(setup, name)):

@@ -203,7 +203,7 @@ def _constants(model: ov.Model) -> list[ov.Node]:
 
 
 def _readers(constant: ov.Node) -> list[ov.Input]:
-    """What reads a constant, past the conversion of one that is stored in fewer bits and the scale of whole numbers."""
+    """What reads a constant: behind its Convert where it is stored in fewer bits, and its Multiply where in int8."""
     readers = list(constant.output(0).get_target_inputs())
     if [reader.get_node().get_type_name() for reader in readers] == ["Convert"]:
         readers = list(readers[0].get_node().output(0).get_target_inputs())

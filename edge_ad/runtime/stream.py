@@ -225,7 +225,7 @@ class _Inference:
         return self._inspect(captured, self._lost, changed)
 
     def _inspect(self, captured: Captured, cause: _Cause | None, changed: _Cause | None) -> _Outcome | None:
-        """``cause``: why the standby does it; None: the detector itself. ``changed``: of the frame, told already."""
+        """``cause``: the fault that moved this frame to the standby, if one did. ``changed``: of format, logged already."""
         detector = self._options.standby if cause else self._detector
         assert detector is not None  # `Detector.stream` asks for one where the policy falls back
         frame, watch = captured.pixels, captured.watch
