@@ -46,8 +46,8 @@ def loaded_bytes(graph: Graph) -> int:
 def turn_takers(shared: Graph | None, heads: Sequence[Graph], budget_bytes: int) -> list[int]:
     """Indices of the ``heads`` that are loaded when their turn comes, two at a time; none where all fit at once.
 
-    As few as it takes for the extractor, the heads that stay loaded, and two of these to fit ``budget_bytes``. Evenly spread:
-    while the heads between them run, the next one is opened.
+    As few as it takes for the extractor, the heads that stay loaded, and two of these to fit ``budget_bytes``. Spread
+    evenly: while the heads between them run, the next one is opened.
 
     Raises:
         InputError: the budget is smaller than the extractor and two heads, or the only one.

@@ -225,7 +225,7 @@ class _Inference:
         return self._inspect(captured, self._lost, changed)
 
     def _inspect(self, captured: Captured, cause: _Cause | None, changed: _Cause | None) -> _Outcome | None:
-        """``cause``: the fault that moved this frame to the standby, if one did. ``changed``: of format, logged already."""
+        """``cause``: why the standby has this frame. ``changed``: that of its format, already logged."""
         detector = self._options.standby if cause else self._detector
         assert detector is not None  # `Detector.stream` asks for one where the policy falls back
         frame, watch = captured.pixels, captured.watch
