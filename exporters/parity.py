@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edge_ad.bundle.manifest import Parity, Precision, Scale
 from edge_ad.errors import AccuracyDropError, ParityError
 from edge_ad.runtime.detector import Detector
+from edge_ad.runtime.session import ExecutionPrecision
 
 # Largest error allowed, relative to the range of the reference's maps, and least rank correlation of scores. float32
 # engines reorder sums: 1e-6 is usual. Half-precision constants: 1e-3. Eight bits: a rounding of features in which the
@@ -111,8 +112,12 @@ def _ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def shortfall(parity: Parity, precision: Precision, tolerance: float | None = None) -> str | None:
-    """Where maps or ranks differ by more than ``tolerance`` (of `TOLERANCES` where None): by how much. Else None."""
-    allowed, least_rank = TOLERANCES[precision]
+    """Where maps or ranks differ by more than ``tolerance`` (of `TOLERANCES` where None): by how much. Else None.
+
+    What ran in less than float32 may differ by as much as int8, whatever ``precision`` is stored.
+    """
+    is_exact = parity.execution_precision == ExecutionPrecision.F32
+    allowed, least_rank = TOLERANCES[precision if is_exact else Precision.INT8]
     allowed = allowed if tolerance is None else tolerance
     if not parity.map_max_rel <= allowed:
         return (

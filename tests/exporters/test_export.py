@@ -176,7 +176,7 @@ def test_a_lesser_precision_that_ranks_otherwise_is_told_and_not_refused(trained
     manifest = export_run(*trained, tmp_path / "bundle", FP16)
     assert [parity.execution_precision for parity in manifest.parity] == ["f32", "bf16"]
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        "warning: fp16 scores rank 16 images differently from the trained model (Spearman 0.754, at least 0.99 wanted; "
+        "warning: fp16 scores rank 16 images differently from the trained model (Spearman 0.754, at least 0.9 wanted; "
         "run in bf16), which is this device's default: run the bundle with --precision f32, that is "
         'edge_ad.load(..., precision="f32")'
     ]
