@@ -57,8 +57,8 @@ def command(
     """Turn a run into a bundle for the edge.
 
     The extractor is stored once, a head per tile model. The exported graphs are compared with the trained model; what
-    differs too much in float32 is not written. Where this device's default precision changes more than int8 may, a line on
-    stderr says so; inspect shows either.
+    differs too much in float32 is not written. Where this device's default precision changes more than int8 may, a
+    line on stderr says so; inspect shows either.
     """
     from edge_ad.bundle.files import required_signature
     from edge_ad.exporters.export import ExportOptions, export_run
