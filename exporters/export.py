@@ -381,7 +381,7 @@ def _golden(
         (stage / relative).write_bytes(encode_png(probes[index]))
         means = [coarse_map(each.maps[index]) for each in outputs]
         score = float(scores[0, index])
-        way = max(abs(score - threshold), VERIFY_TOLERANCE * _span(norm.score))
+        way = max(abs(score - norm.score.threshold), VERIFY_TOLERANCE * _span(norm.score))
         moved = float(np.abs(scores[:, index] - score).max())
         if len(set(scores[:, index] >= threshold)) > 1:
             _LOGGER.warning(
@@ -397,7 +397,7 @@ def _golden(
                 score,
                 raw_map=tuple(means[0].tolist()),
                 map_tolerance=_tolerance(means, norm.map),
-                score_tolerance=max(moved, min(_tolerance(list(scores[:, index]), norm.score), float(way))),
+                score_tolerance=max(moved, min(_tolerance(list(scores[:, index]), norm.score), way)),
             )
         )
     return tuple(golden)
