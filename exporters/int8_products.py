@@ -1,7 +1,7 @@
 """Products whose numbers have eight bits already, stored so that OpenVINO runs them in int8.
 
-`edge_ad.methods.eight_bits` makes them in torch, where they are float32. The converter keeps them so; here a constant
-of whole multiples of `STEP` becomes a byte per number, converted and scaled, which is how the engine knows
+`edge_ad.methods.parts.eight_bits` makes them in torch, where they are float32. The converter keeps them so; here a
+constant of whole multiples of `STEP` becomes a byte per number, converted and scaled, which is how the engine knows
 weights. Without the scale it takes a stack of matrices for float.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from edge_ad.methods.eight_bits import LARGEST, STEP
+from edge_ad.methods.parts.eight_bits import LARGEST, STEP
 
 _MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze")
 

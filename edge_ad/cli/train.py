@@ -142,7 +142,7 @@ def command(
     from edge_ad.methods import create_model, method_class
     from edge_ad.methods.parameters import parameters as method_parameters
     from edge_ad.methods.parameters import parse_parameters
-    from edge_ad.methods.seeding import seeded
+    from edge_ad.methods.parts.seeding import seeded
     from edge_ad.progress import terminal_progress
     from edge_ad.roi import Roi
     from edge_ad.setups import make_setup

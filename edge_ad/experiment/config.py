@@ -40,7 +40,7 @@ from edge_ad.evaluation.pixel_metrics import PRO_LIMIT
 from edge_ad.evaluation.spro import SPRO_LIMIT
 from edge_ad.evaluation.thresholds import DEFAULT_RULE, Statistic, ThresholdRule
 from edge_ad.methods import METHODS
-from edge_ad.methods.backbone import DEFAULT_BACKBONE
+from edge_ad.methods.parts.backbone import DEFAULT_BACKBONE
 from edge_ad.records import from_plain
 from edge_ad.runtime.session import ExecutionPrecision
 from edge_ad.setups import SETUPS, ExtractorScope, Setup, Sharing

@@ -31,7 +31,7 @@ from edge_ad.experiment.record import Benchmark, Identity, ImageScore, Outcome, 
 from edge_ad.exporters.export import ExportOptions, export_run
 from edge_ad.imaging import image_size
 from edge_ad.methods import create_model
-from edge_ad.methods.seeding import seeded
+from edge_ad.methods.parts.seeding import seeded
 from edge_ad.methods.tile_model import TileModel
 from edge_ad.progress import Progress, no_progress
 from edge_ad.runtime.detector import Detector, RawResult

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from edge_ad.errors import BackboneError
-from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule, Stage
-from edge_ad.methods.smoothing import UpsampleSmooth
+from edge_ad.methods.parts.backbone import DEFAULT_BACKBONE, Backbone
+from edge_ad.methods.parts.smoothing import UpsampleSmooth
 from edge_ad.methods.tile_model import HeadInt8
 from edge_ad.tiling import Size
 

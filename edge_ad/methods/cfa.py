@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_ad.errors import InputError
-from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
-from edge_ad.methods.local_averages import LocalAverages
-from edge_ad.methods.smoothing import UpsampleSmooth
+from edge_ad.methods.parts.backbone import DEFAULT_BACKBONE, Backbone
+from edge_ad.methods.parts.local_averages import LocalAverages
+from edge_ad.methods.parts.smoothing import UpsampleSmooth
 from edge_ad.methods.tile_model import HeadInt8, TileStream
 from edge_ad.tiling import Size
 

@@ -2,7 +2,7 @@
 
 Source: Li et al., "CutPaste: Self-Supervised Learning for Anomaly Detection and Localization", arXiv 2104.04015;
 community code Runinho/pytorch-cutpaste. A network learns to classify patches of 64 pixels as normal, pasted or scarred
-(`edge_ad.methods.pasting`); the classifier is then dropped, and a Gaussian is fitted to the embeddings of normal
+(`edge_ad.methods.parts.pasting`); the classifier is then dropped, and a Gaussian is fitted to the embeddings of normal
 patches. Map: their Mahalanobis distance, upsampled, smoothed. Score: its maximum.
 
 Two forms are in the paper: one embedding per image, which makes no map, and one per patch of 64 pixels, which is slid
@@ -37,11 +37,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_ad.errors import InputError
-from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
-from edge_ad.methods.local_averages import LocalAverages
-from edge_ad.methods.pasting import Paste, draw_pastes, paste
-from edge_ad.methods.smoothing import UpsampleSmooth
+from edge_ad.methods.parts.backbone import DEFAULT_BACKBONE, Backbone
+from edge_ad.methods.parts.local_averages import LocalAverages
+from edge_ad.methods.parts.pasting import Paste, draw_pastes, paste
+from edge_ad.methods.parts.smoothing import UpsampleSmooth
 from edge_ad.methods.tile_model import HeadInt8, TileStream
 from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import Size

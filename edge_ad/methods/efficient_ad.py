@@ -9,9 +9,9 @@ the map's maximum.
 
 Where this differs from the paper, for tiles:
 
-- Tiles are mirrored at their edges, so that maps have no blind frame (`edge_ad.methods.pdn`); ``-p mirror=false`` is
-  the paper's geometry, whose frame repeats what is beside it instead of being zero.
-- Other tile sizes than 256 keep the autoencoder's code at one position (`edge_ad.methods.autoencoder`).
+- Tiles are mirrored at their edges, so that maps have no blind frame (`edge_ad.methods.parts.pdn`); ``-p mirror=false``
+  is the paper's geometry, whose frame repeats what is beside it instead of being zero.
+- Other tile sizes than 256 keep the autoencoder's code at one position (`edge_ad.methods.parts.autoencoder`).
 - The penalty on ordinary photographs needs a folder of them (``-p penalty_images=DIR``). Without it the student is free
   to imitate the teacher on things it never saw, and misses some anomalies; the paper puts it at 0.4 points of AUROC.
 
@@ -32,14 +32,14 @@ import torch
 from torch import Tensor, nn
 
 from edge_ad.errors import WeightsNotFoundError
-from edge_ad.methods.autoencoder import Autoencoder
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
-from edge_ad.methods.image_scaling import ScaledImages
-from edge_ad.methods.imitation import channel_statistics
-from edge_ad.methods.pdn import Layer, PatchDescription, cells, layers_of, positions
-from edge_ad.methods.photographs import Photographs, jitter
-from edge_ad.methods.smoothing import UpsampleSmooth
-from edge_ad.methods.weights import read_tensors
+from edge_ad.methods.parts.autoencoder import Autoencoder
+from edge_ad.methods.parts.image_scaling import ScaledImages
+from edge_ad.methods.parts.imitation import channel_statistics
+from edge_ad.methods.parts.pdn import Layer, PatchDescription, cells, layers_of, positions
+from edge_ad.methods.parts.photographs import Photographs, jitter
+from edge_ad.methods.parts.smoothing import UpsampleSmooth
+from edge_ad.methods.parts.weights import read_tensors
 from edge_ad.tiling import Size
 
 # Of ImageNet, for images in [0, 1]

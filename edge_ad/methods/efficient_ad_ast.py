@@ -31,11 +31,11 @@ from edge_ad.methods.ast import (
     ConvStudent,
     FlowHead,
 )
-from edge_ad.methods.backbone import DEFAULT_BACKBONE
-from edge_ad.methods.batch_statistics import left_alone
 from edge_ad.methods.efficient_ad import hard_loss, quantile_scale, squared_distance
 from edge_ad.methods.gradient import Inputs, Schedule, Stage
-from edge_ad.methods.photographs import Photographs
+from edge_ad.methods.parts.backbone import DEFAULT_BACKBONE
+from edge_ad.methods.parts.batch_statistics import left_alone
+from edge_ad.methods.parts.photographs import Photographs
 from edge_ad.tiling import Size
 
 ENCODER = (32, 32, 64, 64, 64, 64)

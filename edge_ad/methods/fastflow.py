@@ -21,10 +21,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
-from edge_ad.methods.couplings import Flow, FlowGraph
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
-from edge_ad.methods.smoothing import UpsampleSmooth
+from edge_ad.methods.parts.backbone import DEFAULT_BACKBONE, Backbone
+from edge_ad.methods.parts.couplings import Flow, FlowGraph
+from edge_ad.methods.parts.smoothing import UpsampleSmooth
 from edge_ad.tiling import Size
 
 SMALLEST_VARIANCE = 1e-5
@@ -35,8 +35,8 @@ _ADAM = functools.partial(torch.optim.Adam, weight_decay=1e-5)
 class LayerNorm(nn.Module):
     """Values of one tile at mean 0 and variance 1 over (C, h', w'), then a scale and a shift of every value.
 
-    torch's own becomes one operation that int8 would round (see `edge_ad.methods.couplings`); it adds the smallest
-    variance, where here variances below are raised to it.
+    torch's own becomes one operation that int8 would round (see `edge_ad.methods.parts.couplings`); it adds the
+    smallest variance, where here variances below are raised to it.
     """
 
     def __init__(self, channels: int, size: Size) -> None:

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from edge_ad.errors import BatchTooLargeError, DivergedError, InputError, TooFewImagesError
-from edge_ad.methods.batch_statistics import measured_anew
-from edge_ad.methods.full_float32 import full_float32
 from edge_ad.methods.head_inputs import HeadInputs
-from edge_ad.methods.photographs import Photographs
-from edge_ad.methods.seeding import seeded
+from edge_ad.methods.parts.batch_statistics import measured_anew
+from edge_ad.methods.parts.full_float32 import full_float32
+from edge_ad.methods.parts.photographs import Photographs
+from edge_ad.methods.parts.seeding import seeded
 from edge_ad.methods.tile_model import HeadInt8, Losses, TileModel, TileStream
 from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import Size

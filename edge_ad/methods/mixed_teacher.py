@@ -27,10 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from edge_ad.errors import InputError
-from edge_ad.methods.backbone import Backbone, FeatureSpec
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
-from edge_ad.methods.image_scaling import ScaledImages
-from edge_ad.methods.imitation import SGD
+from edge_ad.methods.parts.backbone import Backbone, FeatureSpec
+from edge_ad.methods.parts.image_scaling import ScaledImages
+from edge_ad.methods.parts.imitation import SGD
+from edge_ad.methods.parts.residual_block import initialise
 from edge_ad.methods.reduced_student import (
     PooledTeacher,
     ReducedResNet,
@@ -39,7 +40,6 @@ from edge_ad.methods.reduced_student import (
     halvings,
     tile_score,
 )
-from edge_ad.methods.residual_block import initialise
 from edge_ad.tiling import Size
 
 SMALLEST_EXTENT = 1e-2  # of a map in [0, 4]: below it lies rounding, which division would blow up

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_ad.errors import InputError, NonFiniteValuesError
-from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
-from edge_ad.methods.eight_bits import LARGEST, STEP, rounded, whole_rows
-from edge_ad.methods.smoothing import UpsampleSmooth
+from edge_ad.methods.parts.backbone import DEFAULT_BACKBONE, Backbone
+from edge_ad.methods.parts.eight_bits import LARGEST, STEP, rounded, whole_rows
+from edge_ad.methods.parts.smoothing import UpsampleSmooth
 from edge_ad.methods.tile_model import HeadInt8, TileModel, TileStream
 from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import FeatureAxes, Size

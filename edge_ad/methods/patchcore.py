@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_ad.errors import CoresetSizeError, NonFiniteValuesError
-from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
-from edge_ad.methods.coreset import farthest_points, random_projection
-from edge_ad.methods.eight_bits import STEP, rounded, whole_rows
 from edge_ad.methods.head_inputs import HeadInputs
-from edge_ad.methods.local_averages import LocalAverages
-from edge_ad.methods.smoothing import UpsampleSmooth
+from edge_ad.methods.parts.backbone import DEFAULT_BACKBONE, Backbone
+from edge_ad.methods.parts.coreset import farthest_points, random_projection
+from edge_ad.methods.parts.eight_bits import STEP, rounded, whole_rows
+from edge_ad.methods.parts.local_averages import LocalAverages
+from edge_ad.methods.parts.smoothing import UpsampleSmooth
 from edge_ad.methods.tile_model import HeadInt8, TileModel, TileStream
 from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import FeatureAxes, Size

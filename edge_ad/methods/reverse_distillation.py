@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from edge_ad.errors import BackboneError
-from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
-from edge_ad.methods.imitation import feature_distance
-from edge_ad.methods.residual_block import ResidualBlock, conv3x3, initialise, strided_block
-from edge_ad.methods.smoothing import UpsampleSmooth
+from edge_ad.methods.parts.backbone import DEFAULT_BACKBONE, Backbone
+from edge_ad.methods.parts.imitation import feature_distance
+from edge_ad.methods.parts.residual_block import ResidualBlock, conv3x3, initialise, strided_block
+from edge_ad.methods.parts.smoothing import UpsampleSmooth
 from edge_ad.tiling import Size
 
 SMOOTHING_SIGMA_PX = 4.0

@@ -19,11 +19,11 @@ each of the K is compared by one batched MatMul whose maxima are kept. All K in 
 memory.
 
 The gallery is what SPADE costs. It is stored in half precision, which OpenVINO widens as it loads on a CPU, and it is
-bounded: ``-p gallery=N`` tiles that leave no other far from all of them (`edge_ad.methods.coreset`), 100 unless said.
-The paper compares stride 4 as well (``--layers layer1,layer2,layer3,layer4`` of a ResNet18): 0.92 MB per tile of 256 px
-instead of 0.39, eight times the products, and on real images (BSData, 70 of them) an image AUROC of 96.9 instead of
-98.1 and an AUPRO of 75.5 instead of 74.9. The paper's own score was at 97.6 there: a small defect hardly moves the
-average of a tile.
+bounded: ``-p gallery=N`` tiles that leave no other far from all of them (`edge_ad.methods.parts.coreset`), 100 unless
+said. The paper compares stride 4 as well (``--layers layer1,layer2,layer3,layer4`` of a ResNet18): 0.92 MB per tile
+of 256 px instead of 0.39, eight times the products, and on real images (BSData, 70 of them) an image AUROC of 96.9
+instead of 98.1 and an AUPRO of 75.5 instead of 74.9. The paper's own score was at 97.6 there: a small defect hardly
+moves the average of a tile.
 
 Symbols: N batch, M tiles in the gallery, K neighbours, C channels and P = h' x w' positions of a layer, D channels of
 the deepest.
@@ -39,9 +39,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_ad.errors import BackboneError, InputError, NonFiniteValuesError
-from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
-from edge_ad.methods.coreset import farthest_points
-from edge_ad.methods.smoothing import UpsampleSmooth
+from edge_ad.methods.parts.backbone import DEFAULT_BACKBONE, Backbone
+from edge_ad.methods.parts.coreset import farthest_points
+from edge_ad.methods.parts.smoothing import UpsampleSmooth
 from edge_ad.methods.tile_model import HeadInt8, TileModel, TileStream
 from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import WHOLE, Size

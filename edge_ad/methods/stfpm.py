@@ -20,11 +20,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
-from edge_ad.methods.image_scaling import ScaledImages
-from edge_ad.methods.imitation import SGD, feature_distance
-from edge_ad.methods.smoothing import UpsampleSmooth
+from edge_ad.methods.parts.backbone import DEFAULT_BACKBONE, Backbone
+from edge_ad.methods.parts.image_scaling import ScaledImages
+from edge_ad.methods.parts.imitation import SGD, feature_distance
+from edge_ad.methods.parts.smoothing import UpsampleSmooth
 from edge_ad.tiling import Size
 
 SMALLEST_DISTANCE = 1e-7  # the logarithm of zero has no product

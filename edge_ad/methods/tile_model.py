@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from edge_ad.errors import TooFewImagesError
 from edge_ad.imaging import resize
-from edge_ad.methods.full_float32 import full_float32
+from edge_ad.methods.parts.full_float32 import full_float32
 from edge_ad.progress import Progress, no_progress
 from edge_ad.tiling import WHOLE, FeatureAxes, Location, Size, TileGrid
 
@@ -222,7 +222,7 @@ class TileModel(ABC):
         return head
 
     def in_int8(self, head: nn.Module) -> nn.Module | None:
-        """``head`` with its products in int8, see `edge_ad.methods.eight_bits`; None where it stays as it is.
+        """``head`` with its products in int8, see `edge_ad.methods.parts.eight_bits`; None where it stays as it is.
 
         Only for engines that multiply matrices in int8.
         """

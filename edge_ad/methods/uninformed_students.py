@@ -16,7 +16,8 @@ Where this differs from the paper:
   normal tiles too, by which the map is scaled.
 - A channel that hardly varies on normal tiles, as of a backbone's some do, would be scaled to rounding and chance
   alone: none is divided by less than a tenth of the root mean square of the channels' standard deviations.
-- Positions lie as far apart as the teacher's, 4 pixels as a rule, instead of one (`edge_ad.methods.patch_network`).
+- Positions lie as far apart as the teacher's, 4 pixels as a rule, instead of one
+  (`edge_ad.methods.parts.patch_network`).
 - Patches of 17 pixels are left out, ``-p fields=17,33,65`` has them: nothing in their network is pooled, and they cost
   five times what the other two do together.
 
@@ -33,15 +34,15 @@ import torch
 from torch import Tensor, nn
 
 from edge_ad.errors import BackboneError, InputError
-from edge_ad.methods.backbone import DEFAULT_BACKBONE, Backbone
 from edge_ad.methods.efficient_ad import Teacher, distilled_teacher
 from edge_ad.methods.gradient import GradientModel, Inputs, Schedule
-from edge_ad.methods.image_scaling import ScaledImages
-from edge_ad.methods.imitation import channel_statistics
-from edge_ad.methods.local_averages import LocalAverages
-from edge_ad.methods.patch_network import WIDTH, PatchNetworks
-from edge_ad.methods.pdn import STEP_PX, layers_of, positions
-from edge_ad.methods.smoothing import UpsampleSmooth
+from edge_ad.methods.parts.backbone import DEFAULT_BACKBONE, Backbone
+from edge_ad.methods.parts.image_scaling import ScaledImages
+from edge_ad.methods.parts.imitation import channel_statistics
+from edge_ad.methods.parts.local_averages import LocalAverages
+from edge_ad.methods.parts.patch_network import WIDTH, PatchNetworks
+from edge_ad.methods.parts.pdn import STEP_PX, layers_of, positions
+from edge_ad.methods.parts.smoothing import UpsampleSmooth
 from edge_ad.methods.tile_model import HeadInt8
 from edge_ad.tiling import Size
 

@@ -3,7 +3,7 @@
 Source: Batzner, Heckler and König, "EfficientAD", arXiv 2303.14535, appendix, algorithm 3: the small network learns the
 embedding that PatchCore makes of two layers of a WideResNet-101, of the photograph at twice the size, normalised per
 channel. Their network is padded with zeros here and unpadded where it is used; ours is mirrored in both
-(`edge_ad.methods.pdn`), so that it is used as it was taught.
+(`edge_ad.methods.parts.pdn`), so that it is used as it was taught.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from torch import Tensor
 
 from edge_ad.errors import DivergedError, InputError, RunMismatchError, WrongWeightsError
 from edge_ad.imaging import read_image, resize
-from edge_ad.methods.backbone import Backbone
 from edge_ad.methods.efficient_ad import Teacher
 from edge_ad.methods.head_inputs import memory_budget
-from edge_ad.methods.imitation import channel_statistics
-from edge_ad.methods.patch_embedding import patch_embedding
-from edge_ad.methods.pdn import layers_of, positions
-from edge_ad.methods.photographs import luminance, photograph_files
-from edge_ad.methods.seeding import seeded
+from edge_ad.methods.parts.backbone import Backbone
+from edge_ad.methods.parts.imitation import channel_statistics
+from edge_ad.methods.parts.patch_embedding import patch_embedding
+from edge_ad.methods.parts.pdn import layers_of, positions
+from edge_ad.methods.parts.photographs import luminance, photograph_files
+from edge_ad.methods.parts.seeding import seeded
 from edge_ad.progress import Progress, no_progress
 from edge_ad.training.run_folder import differences, load_tensors, save_tensors
 

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from edge_ad.methods import create_model
 from edge_ad.methods.head_inputs import HeadInputs
+from edge_ad.methods.parts.weights import fill
 from edge_ad.methods.tile_model import Extract, ImageFeatures, TileModel, TileStream
-from edge_ad.methods.weights import fill
 from edge_ad.runtime.feature_windows import FeatureWindows
 from edge_ad.setups import ExtractorScope, Setup
 from edge_ad.tiling import Location, TileGrid

@@ -33,8 +33,8 @@ from edge_ad.bundle.manifest import Normalisation, NormalisationStage, ScoreMerg
 from edge_ad.errors import IncompleteRunError, RunMismatchError, WrongWeightsError
 from edge_ad.imaging import PixelFormat
 from edge_ad.methods import create_model
+from edge_ad.methods.parts.weights import fill
 from edge_ad.methods.tile_model import Losses, TileModel
-from edge_ad.methods.weights import fill
 from edge_ad.records import from_plain, to_plain
 from edge_ad.roi import Roi
 from edge_ad.setups import Setup

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edge_ad.methods.full_float32 import full_float32
+from edge_ad.methods.parts.full_float32 import full_float32
 from edge_ad.runtime.session import Handle, TensorSpec
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_ad.exporters import openvino_ir
-from edge_ad.methods.eight_bits import STEP, rounded, whole_rows
+from edge_ad.methods.parts.eight_bits import STEP, rounded, whole_rows
 from edge_ad.methods.patchcore import PatchcoreHead, PatchcoreInt8Head, bank_state
 from edge_ad.runtime.session import TensorSpec
 from edge_ad.training.torch_graph import TorchGraph

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from edge_ad.errors import BackboneError
-from edge_ad.methods.backbone import Backbone
-from edge_ad.methods.torchvision_import import import_torchvision
+from edge_ad.methods.parts.backbone import Backbone
+from edge_ad.methods.parts.torchvision_import import import_torchvision
 
 SMALL = "test_resnet"
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_ad.methods.coreset import PROJECTED_DIMENSIONS, farthest_points, random_projection
+from edge_ad.methods.parts.coreset import PROJECTED_DIMENSIONS, farthest_points, random_projection
 
 
 def naive(points, count, first):

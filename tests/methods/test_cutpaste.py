@@ -10,7 +10,7 @@ from tiny_run import scene
 from edge_ad.errors import InputError
 from edge_ad.methods import create_model
 from edge_ad.methods.cutpaste import SHRINKAGE, whitening
-from edge_ad.methods.pasting import Paste
+from edge_ad.methods.parts.pasting import Paste
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.tiling import Location, TileGrid
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from edge_ad.errors import BackboneError
 from edge_ad.methods import create_model
-from edge_ad.methods.couplings import FLOW_STEPS, Coupling, Flow, FlowGraph
 from edge_ad.methods.fastflow import Fastflow, LayerNorm
+from edge_ad.methods.parts.couplings import FLOW_STEPS, Coupling, Flow, FlowGraph
 
 TILE = (32, 48)
 CHANNELS = (64, 128, 256)

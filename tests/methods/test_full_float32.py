@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from edge_ad.methods.full_float32 import full_float32
+from edge_ad.methods.parts.full_float32 import full_float32
 
 
 def switches():

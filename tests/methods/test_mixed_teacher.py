@@ -10,8 +10,8 @@ from edge_ad.bundle.manifest import Format, Precision
 from edge_ad.errors import BackboneError, InputError
 from edge_ad.exporters.export import ExportOptions, export_run
 from edge_ad.methods import create_model
-from edge_ad.methods.backbone import FeatureSpec
 from edge_ad.methods.mixed_teacher import SMALLEST_EXTENT, SecondStudent
+from edge_ad.methods.parts.backbone import FeatureSpec
 from edge_ad.training.trainer import train
 
 TILE = (32, 48)

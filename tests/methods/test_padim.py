@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from edge_ad.errors import BackboneError, InputError, NonFiniteValuesError, TooFewImagesError
 from edge_ad.methods import create_model
 from edge_ad.methods.padim import REGULARISATION, deflate, eigh
-from edge_ad.methods.smoothing import UpsampleSmooth
+from edge_ad.methods.parts.smoothing import UpsampleSmooth
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.tiling import Location, TileGrid
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from edge_ad.methods.pasting import Paste, Pastes, draw_pastes, paste, patch_edges
+from edge_ad.methods.parts.pasting import Paste, Pastes, draw_pastes, paste, patch_edges
 
 TILE = (96, 160)
 KINDS = torch.tensor([[[0, 1, 2], [2, 1, 0]]]).repeat(40, 1, 1)

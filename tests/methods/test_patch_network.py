@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from edge_ad.errors import InputError
-from edge_ad.methods.patch_network import PatchNetworks, extent_px
+from edge_ad.methods.parts.patch_network import PatchNetworks, extent_px
 
 # Kernels, and whether positions are halved behind them, of arXiv 1911.02357
 PLAIN = {

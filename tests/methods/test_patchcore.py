@@ -13,8 +13,8 @@ from scipy.spatial.distance import cdist
 
 from edge_ad.errors import BackboneError, CoresetSizeError
 from edge_ad.methods import create_model
-from edge_ad.methods.coreset import farthest_points
 from edge_ad.methods.head_inputs import HeadInputs
+from edge_ad.methods.parts.coreset import farthest_points
 from edge_ad.methods.patchcore import PatchcoreHead, PatchcoreInt8Head, bank_state, nearest_in_bank
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.tiling import Location, TileGrid

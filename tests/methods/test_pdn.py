@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from edge_ad.errors import InputError, WrongWeightsError
 from edge_ad.methods import create_model
-from edge_ad.methods.pdn import FIELD_PX, PatchDescription, cells, layers_of, positions
+from edge_ad.methods.parts.pdn import FIELD_PX, PatchDescription, cells, layers_of, positions
 
 
 @pytest.mark.parametrize(

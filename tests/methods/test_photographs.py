@@ -7,8 +7,8 @@ import torch
 
 from edge_ad.errors import DataNotFoundError, EmptyDataError
 from edge_ad.imaging import read_image
-from edge_ad.methods import photographs as photographs_module
-from edge_ad.methods.photographs import Photographs, jitter, luminance
+from edge_ad.methods.parts import photographs as photographs_module
+from edge_ad.methods.parts.photographs import Photographs, jitter, luminance
 
 
 @pytest.fixture

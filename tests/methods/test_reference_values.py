@@ -13,13 +13,13 @@ import torch
 from reference_inputs import features, fill, pictures, sample, tiles_of_layers, weight
 
 from edge_ad.methods import ast, create_model
-from edge_ad.methods.autoencoder import Autoencoder
 from edge_ad.methods.cfa import CfaHead
 from edge_ad.methods.efficient_ad import EfficientAdHead, Teacher, quantile_scale
-from edge_ad.methods.image_scaling import scale_image
-from edge_ad.methods.imitation import channel_statistics
-from edge_ad.methods.local_averages import LocalAverages
-from edge_ad.methods.pdn import PatchDescription, layers_of
+from edge_ad.methods.parts.autoencoder import Autoencoder
+from edge_ad.methods.parts.image_scaling import scale_image
+from edge_ad.methods.parts.imitation import channel_statistics
+from edge_ad.methods.parts.local_averages import LocalAverages
+from edge_ad.methods.parts.pdn import PatchDescription, layers_of
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.tiling import Location, TileGrid
 

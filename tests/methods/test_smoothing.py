@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_ad.methods.smoothing import UpsampleSmooth, bilinear_matrix
+from edge_ad.methods.parts.smoothing import UpsampleSmooth, bilinear_matrix
 
 SIZES = st.tuples(st.integers(1, 13), st.integers(1, 41))
 

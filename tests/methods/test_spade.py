@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist
 
 from edge_ad.errors import BackboneError, InputError
 from edge_ad.methods import create_model
-from edge_ad.methods.coreset import farthest_points
+from edge_ad.methods.parts.coreset import farthest_points
 from edge_ad.methods.spade import SpadeHead
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.tiling import WHOLE, Location, TileGrid

@@ -8,7 +8,7 @@ from tiny_run import scene
 
 from edge_ad.errors import BackboneError
 from edge_ad.methods import create_model
-from edge_ad.methods.imitation import feature_distance
+from edge_ad.methods.parts.imitation import feature_distance
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.tiling import Location, TileGrid
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from edge_ad.errors import BackboneError
-from edge_ad.methods.backbone import Backbone
-from edge_ad.methods.taps import tap, tapped
-from edge_ad.methods.torchvision_import import import_torchvision
+from edge_ad.methods.parts.backbone import Backbone
+from edge_ad.methods.parts.taps import tap, tapped
+from edge_ad.methods.parts.torchvision_import import import_torchvision
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ def run(code, tmp_path, fake=None):
 
 def test_timm_can_be_imported(tmp_path):
     code = """
-        from edge_ad.methods.torchvision_import import import_torchvision
+        from edge_ad.methods.parts.torchvision_import import import_torchvision
         import_torchvision()
         import_torchvision()
         import timm, torchvision
@@ -42,7 +42,7 @@ def test_missing_operators_are_declared(tmp_path):
             assert "operator torchvision::nms does not exist" in str(error)
         else:
             raise SystemExit("the fake imports by itself: it proves nothing")
-        from edge_ad.methods.torchvision_import import import_torchvision
+        from edge_ad.methods.parts.torchvision_import import import_torchvision
         import_torchvision()
         import torchvision, torch
         torch.ops.torchvision.nms, torch.ops.torchvision.qnms
@@ -53,7 +53,7 @@ def test_missing_operators_are_declared(tmp_path):
 
 @pytest.mark.parametrize("error", ["RuntimeError('libcuda is broken')", "ImportError('no torchvision here')"])
 def test_other_errors_are_not_swallowed(tmp_path, error):
-    code = "from edge_ad.methods.torchvision_import import import_torchvision\nimport_torchvision()"
+    code = "from edge_ad.methods.parts.torchvision_import import import_torchvision\nimport_torchvision()"
     process = run(code, tmp_path, f"raise {error}")
     assert process.returncode != 0
     assert error.split("'")[1] in process.stderr.splitlines()[-1]

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from edge_ad.errors import NonFiniteWeightsError, WeightsNotFoundError, WrongWeightsError
-from edge_ad.methods.backbone import Backbone
+from edge_ad.methods.parts.backbone import Backbone
 
 
 def state(name="resnet18"):

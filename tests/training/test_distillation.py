@@ -10,10 +10,10 @@ import torch
 from edge_ad.errors import EmptyDataError, InputError, RunMismatchError, WrongWeightsError
 from edge_ad.imaging import read_image, resize
 from edge_ad.methods import create_model, pdn
-from edge_ad.methods.backbone import Backbone
 from edge_ad.methods.efficient_ad import Teacher
-from edge_ad.methods.patch_embedding import patch_embedding
-from edge_ad.methods.photographs import photograph_files
+from edge_ad.methods.parts.backbone import Backbone
+from edge_ad.methods.parts.patch_embedding import patch_embedding
+from edge_ad.methods.parts.photographs import photograph_files
 from edge_ad.progress import no_progress
 from edge_ad.training import distillation
 from edge_ad.training.distillation import Distillation, distil

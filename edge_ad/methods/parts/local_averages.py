@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_ad.methods.backbone import Backbone
+from edge_ad.methods.parts.backbone import Backbone
 from edge_ad.tiling import FeatureAxes, Size
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from edge_ad.errors import BackboneError
-from edge_ad.methods.image_scaling import scale_image
-from edge_ad.methods.taps import tap, tapped
-from edge_ad.methods.torchvision_import import import_torchvision
-from edge_ad.methods.weights import load_weights
+from edge_ad.methods.parts.image_scaling import scale_image
+from edge_ad.methods.parts.taps import tap, tapped
+from edge_ad.methods.parts.torchvision_import import import_torchvision
+from edge_ad.methods.parts.weights import load_weights
 from edge_ad.tiling import Size
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"  # its weights come in a package: no download
@@ -39,7 +39,7 @@ class Backbone(nn.Module):
     Args:
         name: timm name, with or without a weight tag (``"resnet18"``, ``"wide_resnet50_2.tv_in1k"``).
         layers: modules to tap, by their names in timm; empty for those of ``reductions``.
-        weights: ``"auto"``, ``"none"`` (random) or a file; see `edge_ad.methods.weights`.
+        weights: ``"auto"``, ``"none"`` (random) or a file; see `edge_ad.methods.parts.weights`.
         reductions: strides in pixels of the layers tapped where none are named.
         before_blocks: where none are named, tap what enters the first block as well: ``maxpool``, or, of a network
             without it, the shallowest layer that timm lists.

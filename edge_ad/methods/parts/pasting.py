@@ -20,7 +20,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from edge_ad.methods.photographs import luminance
+from edge_ad.methods.parts.photographs import luminance
 from edge_ad.tiling import Size
 
 AREA = (0.02, 0.15)  # of the patch

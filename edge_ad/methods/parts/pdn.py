@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_ad.errors import InputError, WrongWeightsError
-from edge_ad.methods.weights import fill
+from edge_ad.methods.parts.weights import fill
 from edge_ad.tiling import Size
 
 CHANNELS = 384
@@ -90,7 +90,7 @@ class PatchDescription(nn.Module):
         """Weights of the same layers in the same order, whatever they are called.
 
         Raises:
-            WrongWeightsError, NonFiniteWeightsError: see `edge_ad.methods.weights.fill`.
+            WrongWeightsError, NonFiniteWeightsError: see `edge_ad.methods.parts.weights.fill`.
         """
         own, theirs = (sorted(keys, key=_place) for keys in (self.net.state_dict(), state))
         if len(theirs) != len(own):
@@ -122,5 +122,5 @@ def positions(tile_size: Size, *, mirror: bool) -> Size:
 
 
 def cells(*, mirror: bool) -> tuple[float, float]:
-    """(first, step) pixels: where positions lie in a tile, see `edge_ad.methods.smoothing.linear_matrix`."""
+    """(first, step) pixels: where positions lie in a tile, see `edge_ad.methods.parts.smoothing.linear_matrix`."""
     return FIELD_PX // 2 - (MARGIN_PX if mirror else 0), STEP_PX

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_ad.errors import InputError
-from edge_ad.methods.pdn import Layer
+from edge_ad.methods.parts.pdn import Layer
 from edge_ad.tiling import Size
 
 SLOPE = 0.005  # of the rectifiers, below zero

@@ -1,0 +1,1 @@
+"""What methods are made of: backbones and their weights, layers, losses, photographs, random numbers."""
