@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from tiny_run import scene
 
-from edge_ad.methods import create_model, method_class, pdn
+from edge_ad.methods import create_model, method_class
 from edge_ad.methods.parameters import parameters
+from edge_ad.methods.parts import pdn
 from edge_ad.methods.tile_model import TileModel
 from edge_ad.runtime.detector import Detector
 from edge_ad.setups import Setup

@@ -8,8 +8,9 @@ import torch
 from tiny_run import scene, tile_setup
 
 from edge_ad.errors import EmptyDataError, TooFewImagesError, WeightsNotFoundError
-from edge_ad.methods import create_model, pdn
+from edge_ad.methods import create_model
 from edge_ad.methods.efficient_ad import hard_loss
+from edge_ad.methods.parts import pdn
 from edge_ad.methods.parts.autoencoder import Autoencoder
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.tiling import Location

@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 from tiny_run import scene
 
 from edge_ad.errors import BackboneError, InputError, WeightsNotFoundError
-from edge_ad.methods import create_model, pdn
+from edge_ad.methods import create_model
+from edge_ad.methods.parts import pdn
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.methods.uninformed_students import SMALLEST_SPREAD, STILLEST
 from edge_ad.tiling import Location, TileGrid

@@ -9,8 +9,9 @@ import torch
 
 from edge_ad.errors import EmptyDataError, InputError, RunMismatchError, WrongWeightsError
 from edge_ad.imaging import read_image, resize
-from edge_ad.methods import create_model, pdn
+from edge_ad.methods import create_model
 from edge_ad.methods.efficient_ad import Teacher
+from edge_ad.methods.parts import pdn
 from edge_ad.methods.parts.backbone import Backbone
 from edge_ad.methods.parts.patch_embedding import patch_embedding
 from edge_ad.methods.parts.photographs import photograph_files
