@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_ad.errors import GeometryError, ManifestError, UnknownSchemaError
 from edge_ad.records import from_plain, to_plain
@@ -57,6 +58,11 @@ class ScoreMerge(StrEnum):
 
     MEAN = "mean"
     MAX = "max"
+
+    def of(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Image scores (N,) of those of tiles (N, T)."""
+        merged: NDArray[np.float32] = scores.mean(axis=1) if self is ScoreMerge.MEAN else scores.max(axis=1)
+        return merged
 
 
 class NormalisationStage(StrEnum):

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +41,6 @@ from edge_ad.training.torch_graph import head_graph, shared_graph
 from edge_ad.training.trainer import TrainingImages, open_device, read_training_images, train
 
 TORCH_BATCH = 8  # images the trained model scores at once; bundles are measured as they run, one by one
-_MERGES: dict[ScoreMerge, Callable[..., Any]] = {ScoreMerge.MEAN: np.mean, ScoreMerge.MAX: np.max}
 
 
 def run_cell(
@@ -260,8 +258,7 @@ class _TileScores:
         """Image scores (N,) as the detector would have merged them; with a global model, as it did."""
         if self.detector.manifest.setup.global_model:
             return np.concatenate([raw.scores for raw in self.seen])
-        scores: NDArray[np.float32] = _MERGES[merge](np.concatenate([raw.tile_scores for raw in self.seen]), axis=1)
-        return scores
+        return merge.of(np.concatenate([raw.tile_scores for raw in self.seen]))
 
 
 def _outcome(

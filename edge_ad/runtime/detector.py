@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ad.bundle.manifest import Manifest, Normalisation, NormalisationStage, ScoreMerge
+from edge_ad.bundle.manifest import Manifest, Normalisation, NormalisationStage
 from edge_ad.errors import (
     BundleError,
     ColorError,
@@ -380,8 +380,7 @@ class Detector:
             count = len(images)
             merged = self._merger.result()[:count]
             self._check_merged(merged)
-            reduce = np.mean if self.manifest.merge.score is ScoreMerge.MEAN else np.max
-            scores = reduce(scaled_scores[:count, self._places], axis=1)
+            scores = self.manifest.merge.score.of(scaled_scores[:count, self._places])
             tile_scores = self._tile_scores[:count].copy()
             watch.lap("merge")
             whole = self._run_whole(images, watch) if self.manifest.setup.global_model else ()
