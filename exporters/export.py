@@ -380,10 +380,10 @@ def _golden(
         relative = f"golden/{label}.png"
         (stage / relative).write_bytes(encode_png(probes[index]))
         means = [coarse_map(each.maps[index]) for each in outputs]
-        score = float(scores[0, index])
+        by_precision = list(scores[:, index])
+        score = float(by_precision[0])
         way = max(abs(score - norm.score.threshold), VERIFY_TOLERANCE * _span(norm.score))
-        moved = float(np.abs(scores[:, index] - score).max())
-        if len(set(scores[:, index] >= threshold)) > 1:
+        if len({value >= threshold for value in by_precision}) > 1:
             _LOGGER.warning(
                 "warning: the clearest %s image of %d lies on either side of the threshold, by precision: fit the "
                 "threshold on more images, or run the bundle with --precision f32",
@@ -397,7 +397,7 @@ def _golden(
                 score,
                 raw_map=tuple(means[0].tolist()),
                 map_tolerance=_tolerance(means, norm.map),
-                score_tolerance=max(moved, min(_tolerance(list(scores[:, index]), norm.score), way)),
+                score_tolerance=max(_moved(by_precision), min(_tolerance(by_precision, norm.score), way)),
             )
         )
     return tuple(golden)
@@ -409,9 +409,13 @@ def _tolerance(values: Sequence[NDArray[np.float32] | np.float32], scale: Scale)
     At least `VERIFY_TOLERANCE` of ``scale``, and twice what the device's default precision moved them here, so that
     verification tells a broken device from a rounding one.
     """
+    return max(VERIFY_TOLERANCE * _span(scale), 2 * _moved(values))
+
+
+def _moved(values: Sequence[NDArray[np.float32] | np.float32]) -> float:
+    """How far the others are from the first at most."""
     exact, *others = values
-    moved = max((float(np.abs(other - exact).max()) for other in others), default=0.0)
-    return max(VERIFY_TOLERANCE * _span(scale), 2 * moved)
+    return max((float(np.abs(other - exact).max()) for other in others), default=0.0)
 
 
 def _span(scale: Scale) -> float:

@@ -252,9 +252,9 @@ def _pixels(
         regions = [_regions(samples[index], size, defects_config) for index in chosen]
         if region is not None:
             outside += sum(_leave_out(each, ~region) for each in labels)
-            spro_outside += sum(map(len, regions))
-            regions = [[part for each in of_image if (part := each.within(region))] for of_image in regions]
-            spro_outside -= sum(map(len, regions))
+            within = [[part for each in of_image if (part := each.within(region))] for of_image in regions]
+            spro_outside += sum(map(len, regions)) - sum(map(len, within))
+            regions = within
         resized = [resize_map(maps[index], size) for index in chosen]
         pools[kind] = pool_pixels(resized, labels, regions)
         if map_threshold is not None:

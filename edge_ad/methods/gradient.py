@@ -34,7 +34,7 @@ VALIDATION_FRACTION = 0.2  # of the training images, where a schedule keeps the 
 STEPS_PER_LOOK = {"cpu": 1, "cuda": 50}
 
 SETTLING_BATCHES = 8  # that batch normalisation is measured on once the weights stand
-VALIDATION_BATCHES = 2  # and before each validation: enough to tell states apart, in a tenth of an epoch's time or less
+VALIDATION_BATCHES = 2  # and before each validation: enough to tell states apart
 
 Inputs = tuple[Tensor, ...]  # what a head is fed: the tile where it takes it, then the features
 
