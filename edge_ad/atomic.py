@@ -77,11 +77,9 @@ def check_writable(path: Path) -> None:
     """
     path = Path(path)
     with writing(path):
-        make_folder(path.parent)
+        try_folder(path.parent)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
 
 
 def write_text(path: Path, text: str) -> None:
@@ -154,6 +152,13 @@ def remove_leftovers(folder: Path) -> None:
         if match and file.is_file() and not _is_running(int(match[1])):
             with suppress(OSError):  # what cannot be removed does no harm
                 file.unlink()
+
+
+def try_folder(path: Path) -> None:
+    """Make ``path`` where it is missing, and a file in it that is gone again. `OSError` where that fails."""
+    make_folder(path)
+    with tempfile.TemporaryFile(dir=path):
+        pass
 
 
 def make_folder(path: Path) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from edge_ad import atomic
 from edge_ad.bundle.files import check_unchanged, read_bundle
 from edge_ad.bundle.graph_reader import GraphReader
 from edge_ad.bundle.manifest import Graph, Manifest
@@ -171,11 +171,10 @@ def _usable(cache_dir: Path | None, *, is_needed: bool) -> Path | None:
 def _unwritable(folder: Path) -> str | None:
     """Why no file can be made in ``folder``, which is made where it is missing; None where one can."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return None
+        atomic.try_folder(folder)
     except OSError as error:
         return error.strerror or str(error)
+    return None
 
 
 def read_roi(path: Path, manifest: Manifest) -> Roi | None:
