@@ -258,7 +258,8 @@ def _schedule(records: Sequence[Record]) -> str:
     found = set()
     for given in (record.settings["parameters"] for record in records):
         preset = method.schedules[given.get("schedule", method.default_schedule)]
-        found.add(f"{given.get('steps', preset.steps)} x {given.get('batch_size', preset.batch_size)}")
+        steps = given.get("steps", preset.steps)
+        found.add(f"{steps or f'{preset.epochs} epochs'} x {given.get('batch_size', preset.batch_size)}")
     return ", ".join(sorted(found))
 
 

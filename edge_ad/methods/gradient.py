@@ -33,6 +33,7 @@ VALIDATION_FRACTION = 0.2  # of the training images, where a schedule keeps the 
 # of the head. On a CPU there is nothing to wait for.
 STEPS_PER_LOOK = {"cpu": 1, "cuda": 50}
 
+STEPS_PER_VALIDATION = 5  # at least: an epoch of a small set may be a single step
 SETTLING_BATCHES = 8  # that batch normalisation is measured on once the weights stand
 VALIDATION_BATCHES = 2  # and before each validation: enough to tell states apart
 
@@ -49,8 +50,8 @@ class Schedule:
         batch_size: tiles per step, always whole: what is left of an epoch is dropped.
         steps: updates.
         epochs: passes over the training tiles, where ``steps`` is None; what is dropped of each is made up for.
-        keep_best: hold out `VALIDATION_FRACTION` of the images, and keep the state of lowest loss on them. They are
-            training images, drawn by seed; thresholds are fitted on others.
+        keep_best: hold out `VALIDATION_FRACTION` of the images, and keep the state of lowest loss on them, looked at
+            after whole epochs. They are training images, drawn by seed; thresholds are fitted on others.
         decay_at: fraction of the steps.
     """
 
@@ -88,6 +89,8 @@ class GradientModel(TileModel):
         steps, batch_size, learning_rate: replace the schedule's.
         bf16: run convolutions and products of training steps in bfloat16, weights stay float32: up to twice the speed
             on machines that have it.
+        compiled: let torch compile the loss, its gradients with it, for what a GPU is busy with in a step; it takes
+            about half a minute first, and a C++ compiler, on a GPU Triton too.
 
     Raises:
         InputError: no such schedule, or a number that is not positive.
@@ -110,6 +113,7 @@ class GradientModel(TileModel):
         batch_size: int | None = None,
         learning_rate: float | None = None,
         bf16: bool = False,
+        compiled: bool = False,
     ) -> None:
         schedule = schedule or self.default_schedule
         if schedule not in self.schedules:
@@ -119,8 +123,9 @@ class GradientModel(TileModel):
             raise InputError(f"{self.name}: expected positive numbers, but got {', '.join(bad)}")
         changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         self.schedule = replace(self.schedules[schedule], **changes)
-        self.bf16 = bf16
-        super().__init__(tile_size, config | {"schedule": schedule} | given | ({"bf16": True} if bf16 else {}))
+        self.bf16, self.compiled = bf16, compiled
+        switched_on = {key: True for key, value in {"bf16": bf16, "compiled": compiled}.items() if value}
+        super().__init__(tile_size, config | {"schedule": schedule} | given | switched_on)
 
     @abstractmethod
     def new_head(self) -> nn.Module:
@@ -216,6 +221,8 @@ class GradientModel(TileModel):
     ) -> Losses:
         schedule, where = self.schedule, inputs.tiles.locations[0].name
         size, epoch = schedule.batch_size, len(training) // schedule.batch_size
+        per_validation = epoch * math.ceil(STEPS_PER_VALIDATION / epoch)
+        loss_of = _compiled(stage.loss) if self.compiled else stage.loss
         steps = schedule.steps or (schedule.epochs or 1) * math.ceil(len(training) / size)
         fused = {"fused": True} if self.device.type == "cuda" else {}  # a few kernels per step instead of dozens
         optimiser = schedule.optimiser(stage.module.parameters(), lr=schedule.learning_rate, **fused)
@@ -225,9 +232,9 @@ class GradientModel(TileModel):
         validated: list[tuple[int, float]] = []
         for step, batch in zip(range(1, steps + 1), _batches(training, size), strict=False):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                loss = stage.loss(head.train(), inputs[batch])
+                loss = loss_of(head.train(), inputs[batch])
             unseen.append(loss.detach())
-            validates = schedule.keep_best and (step % epoch == 0 or step == steps)
+            validates = schedule.keep_best and (step % per_validation == 0 or step == steps)
             if len(unseen) == per_look or step == steps or validates:
                 found = torch.stack(unseen).tolist()
                 for at, value in enumerate(found, step + 1 - len(found)):
@@ -306,6 +313,23 @@ class GradientModel(TileModel):
         held_out = set(drawn[: self._held_out(count)])
         numbers = range(len(tiles))
         return [n for n in numbers if n % count not in held_out], [n for n in numbers if n % count in held_out]
+
+
+def _compiled(loss: Callable[[nn.Module, Inputs], Tensor]) -> Callable[[nn.Module, Inputs], Tensor]:
+    """``loss`` as torch compiles it when it is first called. It raises `InputError` where torch cannot."""
+    from torch._dynamo.exc import TorchDynamoException  # takes as long to import as torch
+
+    fast = torch.compile(loss, dynamic=False)
+
+    def compiled(head: nn.Module, inputs: Inputs) -> Tensor:
+        try:
+            result: Tensor = fast(head, inputs)
+        except TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"torch cannot compile the loss here: {reason}; leave -p compiled=true out") from error
+        return result
+
+    return compiled
 
 
 def _batches(numbers: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -1,12 +1,14 @@
 """The training loop on a head of one number, whose every step can be computed by hand."""
 
 import functools
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 
 from edge_ad.errors import BatchTooLargeError, DivergedError, InputError, TooFewImagesError
 from edge_ad.methods import gradient
@@ -53,6 +55,11 @@ def stream(values, locations=HERE):
     images = np.full((len(values), 4, 8, 3), 255, np.uint8)
     images[:, :, 4:] = np.array(values, np.uint8)[:, None, None, None]
     return TileStream(images, GRID, locations, lambda image: (image.float().mean((1, 2, 3)) / 100,), 3)
+
+
+@pytest.fixture
+def validates_after_every_epoch(monkeypatch):
+    monkeypatch.setattr(gradient, "STEPS_PER_VALIDATION", 1)
 
 
 VALUES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
@@ -120,6 +127,7 @@ def test_images_are_held_out_with_all_their_tiles():
     assert sorted(training + validation) == list(range(20))
 
 
+@pytest.mark.usefixtures("validates_after_every_epoch")
 def test_the_state_of_lowest_validation_loss_is_kept():
     class Drifting(Mean):
         """Moves by one per step, whatever it sees: through the validation tiles' mean and beyond."""
@@ -134,6 +142,7 @@ def test_the_state_of_lowest_validation_loss_is_kept():
     assert 0 <= start < 1
 
 
+@pytest.mark.usefixtures("validates_after_every_epoch")
 def test_losses_are_those_of_the_steps_and_the_step_kept_is_told():
     model = Mean((4, 4), schedule="original")
     head = model.fit(stream(VALUES), seed=0)
@@ -300,6 +309,7 @@ def test_batch_normalisation_is_measured_with_the_weights_that_are_kept(schedule
     assert not head.training
 
 
+@pytest.mark.usefixtures("validates_after_every_epoch")
 def test_states_are_compared_by_normalisation_that_does_not_lag():
     """The loss that chose the state is that of the head as it is delivered, from the first epoch on."""
     model = WithNorm((4, 4), schedule="original", steps=6, batch_size=8, learning_rate=0.1)
@@ -314,6 +324,7 @@ def test_states_are_compared_by_normalisation_that_does_not_lag():
     assert delivered == pytest.approx(chosen, rel=1e-5)
 
 
+@pytest.mark.usefixtures("validates_after_every_epoch")
 def test_validation_draws_alike_each_time():
     class Drawing(Mean):
         def loss(self, head, inputs):
@@ -330,3 +341,33 @@ def test_what_an_epoch_drops_is_made_up_for():
     model = Mean((4, 4), schedule="original", batch_size=3)  # 8 tiles to train on: 2 batches and two thirds
     model.fit(stream(VALUES), seed=0)
     assert len([batch for batch in model.batches if len(batch) == 3]) == 9
+
+
+def test_validations_are_whole_epochs_and_some_steps_apart():
+    model = Mean((4, 4), schedule="original", steps=15)  # an epoch is 2 steps: validated after 3 of them
+    model.fit(stream(VALUES), seed=0)
+    assert [step for step, _ in model.losses[0].validation] == [6, 12, 15]
+    model = Mean((4, 4), schedule="original", steps=16, batch_size=1)  # an epoch is 8 steps
+    model.fit(stream(VALUES), seed=0)
+    assert [step for step, _ in model.losses[0].validation] == [8, 16]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_a_compiled_loss_trains_alike():
+    def fit(**compiled):
+        model = WithNorm((4, 4), schedule="original", steps=6, learning_rate=0.1, **compiled)
+        return model.config, model.fit(stream(VALUES), seed=0).state_dict()
+
+    (_, eager), (config, compiled) = fit(), fit(compiled=True)
+    assert config["compiled"]
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_what_torch_cannot_compile_is_one_line(monkeypatch):
+    def refused(*_args, **_kwargs):
+        raise TorchDynamoException("no compiler\nset TORCH_LOGS")
+
+    monkeypatch.setattr(torch, "compile", lambda *_args, **_kwargs: refused)
+    with pytest.raises(InputError, match=r"cannot compile the loss here: no compiler; leave -p compiled=true out"):
+        Mean((4, 4), compiled=True).fit(stream(VALUES), seed=0)
