@@ -86,7 +86,7 @@ class GradientModel(TileModel):
         tile_size, config: see `TileModel`.
         schedule: one of `schedules`: ``"paper"``, 200 steps of 32 tiles as arXiv 2403.04932 trains FastFlow and Reverse
             Distillation, or ``"original"``, the method's own authors'; `default_schedule` where None.
-        steps, batch_size, learning_rate: replace the schedule's.
+        steps, batch_size, learning_rate, keep_best: replace the schedule's.
         bf16: run convolutions and products of training steps in bfloat16, weights stay float32: up to twice the speed
             on machines that have it.
         compiled: let torch compile the loss, its gradients with it, for what a GPU is busy with in a step; it takes
@@ -112,20 +112,23 @@ class GradientModel(TileModel):
         steps: int | None = None,
         batch_size: int | None = None,
         learning_rate: float | None = None,
+        keep_best: bool | None = None,
         bf16: bool = False,
         compiled: bool = False,
     ) -> None:
         schedule = schedule or self.default_schedule
         if schedule not in self.schedules:
             raise InputError(f"{self.name} has no schedule {schedule!r}; it has {', '.join(self.schedules)}")
-        given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
-        if bad := [f"{key} {value}" for key, value in given.items() if value is not None and value <= 0]:
+        numbers = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+        if bad := [f"{key} {value}" for key, value in numbers.items() if value is not None and value <= 0]:
             raise InputError(f"{self.name}: expected positive numbers, but got {', '.join(bad)}")
-        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        given: dict[str, Any] = {**numbers, "keep_best": keep_best}
+        changes = {key: value for key, value in given.items() if value is not None}
         self.schedule = replace(self.schedules[schedule], **changes)
         self.bf16, self.compiled = bf16, compiled
-        switched_on = {key: True for key, value in {"bf16": bf16, "compiled": compiled}.items() if value}
-        super().__init__(tile_size, config | {"schedule": schedule} | given | switched_on)
+        switches = {"keep_best": keep_best, "bf16": bf16 or None, "compiled": compiled or None}
+        switched = {key: value for key, value in switches.items() if value is not None}
+        super().__init__(tile_size, config | {"schedule": schedule} | numbers | switched)
 
     @abstractmethod
     def new_head(self) -> nn.Module:

@@ -109,6 +109,16 @@ def test_steps_and_batch_size_replace_the_schedules():
     assert Mean((4, 4), **expected).config == model.config
 
 
+def test_a_schedule_can_be_told_to_keep_its_best_state_or_its_last():
+    for schedule, keep_best in (("paper", True), ("original", False)):
+        model = Mean((4, 4), schedule=schedule, keep_best=keep_best)
+        assert model.schedule == replace(Mean.schedules[schedule], keep_best=keep_best)
+        assert model.config["keep_best"] is keep_best
+        model.fit(stream(VALUES), seed=0)
+        assert bool(model.losses[0].validation) is keep_best
+    assert "keep_best" not in Mean((4, 4)).config
+
+
 def test_epochs_are_passes_over_what_is_not_held_out():
     model = Mean((4, 4), schedule="original")
     told = []

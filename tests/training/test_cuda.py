@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +64,14 @@ def test_a_global_model(tmp_path: Path) -> None:
 
 def test_bf16_training_steps(tmp_path: Path) -> None:
     assert_scored_alike(trained("reverse_distillation", tmp_path / "run", bf16=True))
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("triton"), reason="torch compiles for CUDA by Triton, which is not there"
+)
+@pytest.mark.parametrize("method", ["fastflow", "stfpm"])
+def test_a_compiled_loss(method: str, tmp_path: Path) -> None:
+    assert_scored_alike(trained(method, tmp_path / "run", compiled=True, bf16=True))
 
 
 @pytest.mark.parametrize("method", ["efficient_ad", "efficient_ad_ast"])
