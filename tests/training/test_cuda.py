@@ -66,9 +66,7 @@ def test_bf16_training_steps(tmp_path: Path) -> None:
     assert_scored_alike(trained("reverse_distillation", tmp_path / "run", bf16=True))
 
 
-@pytest.mark.skipif(
-    not importlib.util.find_spec("triton"), reason="torch compiles for CUDA by Triton, which is not there"
-)
+@pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="no Triton, by which torch compiles for CUDA")
 @pytest.mark.parametrize("method", ["fastflow", "stfpm"])
 def test_a_compiled_loss(method: str, tmp_path: Path) -> None:
     assert_scored_alike(trained(method, tmp_path / "run", compiled=True, bf16=True))
