@@ -7,6 +7,8 @@ location, so that a head in the wrong place is noticed.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ad.bundle.files import file_entry, write_manifest
+from edge_ad.bundle.files import file_entry, with_digest, write_manifest
 from edge_ad.bundle.manifest import (
     SCHEMA_VERSION,
     Format,
@@ -238,3 +240,12 @@ def _onnx_save(stem: Path, nodes: Any, inputs: Any, outputs: Any, constants: dic
     path = stem.with_suffix(".onnx")
     onnx.save(model, path)
     return [path]
+
+
+def edit_manifest(bundle: Path, change: Callable[[Any], object]) -> None:
+    """Change what manifest.json says, its digest with it."""
+    path = bundle / "manifest.json"
+    value = json.loads(path.read_text())
+    value.pop("digest", None)
+    change(value)
+    path.write_text(json.dumps(with_digest(value)))

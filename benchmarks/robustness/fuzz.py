@@ -35,7 +35,7 @@ from safetensors.torch import save
 from tiny_bundle import some_image, write_tiny_bundle
 
 import edge_ad
-from edge_ad.bundle.files import file_entry
+from edge_ad.bundle.files import file_entry, with_digest
 from edge_ad.bundle.manifest import Format
 from edge_ad.imaging import read_image
 from edge_ad.records import to_plain
@@ -125,6 +125,15 @@ def change_json(draw: random.Random, content: bytes) -> bytes:
     return json.dumps(value).encode()
 
 
+def change_manifest(draw: random.Random, content: bytes) -> bytes:
+    """`change_json` with the digest of what became of it: or nothing behind the digest would be tried."""
+    changed = json.loads(content := change_json(draw, content))
+    if not isinstance(changed, dict):
+        return content
+    changed.pop("digest", None)
+    return json.dumps(with_digest(changed)).encode()
+
+
 def rehash(bundle: Path) -> None:
     """Make the manifest agree with the files."""
     path = bundle / "manifest.json"
@@ -132,7 +141,8 @@ def rehash(bundle: Path) -> None:
     entries = [file for graph in manifest["graphs"] for file in graph["files"]]
     for entry in (*entries, *(golden["file"] for golden in manifest["golden"])):
         entry.update(to_plain(file_entry(bundle, entry["path"])))
-    path.write_text(json.dumps(manifest))
+    del manifest["digest"]
+    path.write_text(json.dumps(with_digest(manifest)))
 
 
 class Subject:
@@ -171,7 +181,7 @@ def subjects(folder: Path) -> dict[str, Subject]:
         found[kind] = Subject(files, TEXT if kind == "ir" else BINARY, lambda bundle=bundle: _load(bundle, True))
     bundle = write_tiny_bundle(folder / "manifest")
     found["manifest"] = Subject(
-        [bundle / "manifest.json"], (*TEXT, *(change_json,) * 9), lambda bundle=bundle: _load(bundle, False)
+        [bundle / "manifest.json"], (*TEXT, *(change_manifest,) * 9), lambda bundle=bundle: _load(bundle, False)
     )
     tensors = {"mean": torch.arange(70.0).reshape(7, 10), "index": torch.arange(5)}
     heads = folder / "head.safetensors"

@@ -1,7 +1,8 @@
 """The files of a bundle: named in the manifest, written, read back, and proved to be the ones that were written.
 
-A bundle may be signed: ``manifest.sig`` holds the Ed25519 signature of manifest.json, which holds the hashes of all
-other files (`edge_ad.bundle.signature`). It is the one file that the manifest does not name.
+The manifest's own ``digest`` tells a flipped bit or an edit by hand: it is no secret, so it stops nobody who means to
+change a bundle. For that a bundle may be signed: ``manifest.sig`` holds the Ed25519 signature of manifest.json, which
+holds the hashes of all other files (`edge_ad.bundle.signature`). It is the one file that the manifest does not name.
 """
 
 from __future__ import annotations
@@ -66,8 +67,17 @@ def file_entry(root: Path, relative: str) -> FileEntry:
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:
-    """Write ``root/manifest.json``, atomically. Raises `OutputWriteError`."""
-    write_json(Path(root) / MANIFEST_NAME, manifest.to_json())
+    """Write ``root/manifest.json`` with its digest, atomically. Raises `OutputWriteError`."""
+    write_json(Path(root) / MANIFEST_NAME, with_digest(manifest.to_json()))
+
+
+def with_digest(value: dict[str, Any]) -> dict[str, Any]:
+    """A manifest's plain ``value`` as it is stored: with the SHA-256 of everything else in it, however it is spaced."""
+    return {**value, "digest": _digest(value)}
+
+
+def _digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def staged_bundle(path: Path, *, overwrite: bool = False) -> AbstractContextManager[Path]:
@@ -97,6 +107,7 @@ def read_manifest(path: Path, *, require_signature: Path | str | None = None) ->
         UnsignedBundleError, WrongSignatureError, SigningKeyError, ExtraMissingError: see `check_signature`.
         ManifestError: too large, not JSON, or a field is missing, unknown or of the wrong type.
         UnknownSchemaError: written for another release.
+        ChangedFileError: its values are not those that were written.
     """
     return _read_manifest(Path(path), required_signature(require_signature))
 
@@ -122,7 +133,14 @@ def _read_manifest(path: Path, key: Path | None) -> Manifest:
         value = json.loads(content, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # ValueError: also text that is not UTF-8
         raise ManifestError(f"{file}: not valid JSON: {error}") from error
-    return Manifest.from_json(value)
+    stated = value.pop("digest", None) if isinstance(value, dict) else None
+    manifest = Manifest.from_json(value)
+    if stated != _digest(value):
+        raise ChangedFileError(
+            f"{file} is not as it was written, its digest differs; copy the bundle anew, or export it again "
+            "(edge-ad threshold changes thresholds)"
+        )
+    return manifest
 
 
 def read_bundle(path: Path | str, *, check_hashes: bool = True, require_signature: Path | str | None = None) -> Bundle:
@@ -135,7 +153,7 @@ def read_bundle(path: Path | str, *, check_hashes: bool = True, require_signatur
 
     Raises, checked in this order:
         BundleNotFoundError, LinkedFileError (of the manifest), the errors of a required signature, ManifestError,
-        UnknownSchemaError: see `read_manifest`.
+        UnknownSchemaError, ChangedFileError (of the manifest): see `read_manifest`.
         EscapingPathError: the manifest names a path outside the folder.
         MissingFileError: a named file is not there.
         LinkedFileError: a file or folder inside is a symbolic link.

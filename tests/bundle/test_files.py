@@ -4,10 +4,9 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tiny_bundle import tiny_manifest
+from tiny_bundle import edit_manifest, tiny_manifest
 
 from edge_ad.bundle import files
 from edge_ad.bundle.files import file_entry, read_bundle, read_manifest, write_manifest
@@ -25,12 +24,6 @@ from edge_ad.errors import (
 )
 
 Write = Callable[..., Path]
-
-
-def _edit(bundle: Path, change: Callable[[Any], None]) -> None:
-    value = json.loads((bundle / "manifest.json").read_text())
-    change(value)
-    (bundle / "manifest.json").write_text(json.dumps(value))
 
 
 def test_file_entry_is_what_is_on_disk(tmp_path: Path) -> None:
@@ -93,7 +86,7 @@ def test_a_huge_manifest_is_not_parsed(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_another_schema(tiny_bundle: Write) -> None:
     bundle = tiny_bundle()
-    _edit(bundle, lambda value: value.update(schema_version=2))
+    edit_manifest(bundle, lambda value: value.update(schema_version=2))
     with pytest.raises(UnknownSchemaError, match="schema_version 2"):
         read_bundle(bundle)
 
@@ -104,7 +97,7 @@ def test_another_schema(tiny_bundle: Write) -> None:
 )
 def test_paths_that_leave_the_folder(tiny_bundle: Write, path: str) -> None:
     bundle = tiny_bundle()
-    _edit(bundle, lambda value: value["graphs"][1]["files"][0].update(path=path))
+    edit_manifest(bundle, lambda value: value["graphs"][1]["files"][0].update(path=path))
     with pytest.raises(EscapingPathError, match="may leave the bundle"):
         read_bundle(bundle)
 
@@ -171,8 +164,8 @@ def test_faults_are_reported_in_order(tiny_bundle: Write) -> None:
         lambda: (bundle / "golden" / "normal.png").write_bytes(b""),
         lambda: (bundle / "link").symlink_to("extra"),
         lambda: (bundle / "graphs" / "shared.bin").unlink(),
-        lambda: _edit(bundle, lambda value: value["graphs"][2]["files"][0].update(path="../x")),
-        lambda: _edit(bundle, lambda value: value.pop("merge")),
+        lambda: edit_manifest(bundle, lambda value: value["graphs"][2]["files"][0].update(path="../x")),
+        lambda: edit_manifest(bundle, lambda value: value.pop("merge")),
         lambda: (bundle / "manifest.json").unlink(),
     ]
     for fault in faults:
@@ -195,3 +188,30 @@ def test_writing_refuses_what_is_not_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_manifest(tmp_path, tiny_manifest(parity_tolerance=float("nan")))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_flipped_bit_of_the_manifest_is_noticed(tiny_bundle: Write) -> None:
+    bundle = tiny_bundle()
+    path, there = bundle / "manifest.json", read_manifest(bundle)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        with pytest.raises(BundleError):
+            read_manifest(bundle)
+    path.write_bytes(content)
+    assert read_manifest(bundle) == there
+
+
+def test_a_manifest_edited_by_hand_is_refused(tiny_bundle: Write) -> None:
+    bundle = tiny_bundle()
+    value = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps(value, indent=7))  # spaced otherwise is nothing else
+    assert read_manifest(bundle).to_json() == {key: part for key, part in value.items() if key != "digest"}
+    value["normalisation"]["score"]["threshold"] += 1
+    (bundle / "manifest.json").write_text(json.dumps(value))
+    with pytest.raises(ChangedFileError, match=r"is not as it was written.*edge-ad threshold changes"):
+        read_bundle(bundle)
+    del value["digest"]
+    (bundle / "manifest.json").write_text(json.dumps(value))
+    with pytest.raises(ChangedFileError, match="its digest differs"):
+        read_manifest(bundle)

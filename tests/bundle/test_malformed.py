@@ -6,7 +6,6 @@ added here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from tiny_bundle import edit_manifest
 
 import edge_ad
 from edge_ad.bundle.files import file_entry
@@ -60,12 +60,7 @@ def model(change: Callable[[Any], None]) -> Callable[[Path], None]:
 
 
 def manifest(change: Callable[[Any], object]) -> Callable[[Path], None]:
-    def write(bundle: Path) -> None:
-        value = json.loads((bundle / "manifest.json").read_text())
-        change(value)
-        (bundle / "manifest.json").write_text(json.dumps(value))
-
-    return write
+    return lambda bundle: edit_manifest(bundle, change)
 
 
 def content(name: str, new: bytes) -> Callable[[Path], None]:
@@ -192,10 +187,10 @@ def _use(bundle: Path) -> None:
 
 
 def _hash_anew(bundle: Path) -> None:
-    path = bundle / "manifest.json"
-    value = json.loads(path.read_text())
-    files = [file for graph in value["graphs"] for file in graph["files"]]
-    for entry in (*files, *(golden["file"] for golden in value["golden"])):
-        if (bundle / entry["path"]).exists():
-            entry.update(to_plain(file_entry(bundle, entry["path"])))
-    path.write_text(json.dumps(value))
+    def hash_files(value: Any) -> None:
+        files = [file for graph in value["graphs"] for file in graph["files"]]
+        for entry in (*files, *(golden["file"] for golden in value["golden"])):
+            if (bundle / entry["path"]).exists():
+                entry.update(to_plain(file_entry(bundle, entry["path"])))
+
+    edit_manifest(bundle, hash_files)

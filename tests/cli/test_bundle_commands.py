@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from tiny_bundle import tiny_manifest, tiny_setup
+from tiny_bundle import edit_manifest, tiny_manifest, tiny_setup
 
 from edge_ad.bundle.files import read_manifest
 from edge_ad.bundle.manifest import Format, Fusion, Manifest, Scale
@@ -26,9 +26,11 @@ def test_verify_a_good_bundle(run, tiny_bundle, graph_format):
 
 def test_verify_finds_another_result(run, tiny_bundle):
     bundle = tiny_bundle()
-    plain = json.loads((bundle / "manifest.json").read_text())
-    plain["golden"][1]["raw_score"] += 0.5
-    (bundle / "manifest.json").write_text(json.dumps(plain))
+
+    def other_score(manifest):
+        manifest["golden"][1]["raw_score"] += 0.5
+
+    edit_manifest(bundle, other_score)
     code, out, err = run("verify", bundle)
     assert code == 3
     assert "verified" not in out
@@ -123,12 +125,6 @@ def test_inspect_writes_json_to_a_file(run, tiny_bundle, tmp_path):
 
 
 def test_inspect_without_seams(run, tiny_bundle):
-    manifest = tiny_manifest()
-    plain = manifest.to_json()
-    plain["merge"]["seam_band"] = 0.0
-    plain["graphs"] = []
     changed = tiny_bundle()
-    stored = json.loads((changed / "manifest.json").read_text())
-    stored["merge"] = plain["merge"]
-    (changed / "manifest.json").write_text(json.dumps(stored))
+    edit_manifest(changed, lambda manifest: manifest["merge"].update(seam_band=0.0))
     assert "no seam smoothing" in run("inspect", changed).out
