@@ -21,6 +21,7 @@ from edge_ad.setups import ExtractorScope, Setup
 from edge_ad.tiling import FeatureAxes, Location
 
 SCHEMA_VERSION = 1
+ALPHAS = ("drop", "black", "white")  # of edge_ad.imaging, which loads OpenCV: not every command needs it
 
 # What a manifest may ask for, checked before anything is allocated: a detector holds some ten arrays of these sizes.
 IMAGE_MAX_PIXELS = 2**27
@@ -110,6 +111,8 @@ class InputSpec:
 
     color: str  # "rgb"
     resize: str  # "area": cv2.INTER_AREA to shrink, cv2.INTER_LINEAR to enlarge
+    bits: int | None = None  # significant ones of the 16-bit files it was trained on; None: all, or 8-bit files
+    alpha: str = "drop"  # what was done with their alpha channels, see `edge_ad.imaging.Alpha`
 
 
 @dataclass(frozen=True)
@@ -341,6 +344,10 @@ class Manifest:
             )
         if (self.input.color, self.input.resize) != ("rgb", "area"):
             raise ManifestError(f"manifest.json.input: expected color rgb and resize area, but got {self.input}")
+        if self.input.bits not in (None, *range(8, 17)) or self.input.alpha not in ALPHAS:
+            raise ManifestError(
+                f"manifest.json.input: expected 8 to 16 bits and alpha {', '.join(ALPHAS)}, but got {self.input}"
+            )
         if not (0 < self.merge.seam_sigma_px <= SEAM_MAX_PX and 0 <= self.merge.seam_band <= 1):
             raise ManifestError(
                 f"manifest.json.merge: expected seam_sigma_px > 0, at most {SEAM_MAX_PX}, and seam_band in [0, 1]: "

@@ -11,17 +11,17 @@ import click
 from edge_ad import atomic
 from edge_ad.cli.options import (
     SizeType,
-    alpha_option,
-    bits_option,
     category_option,
     data_option,
     device_option,
     layout_option,
+    pixel_format,
     precision_option,
     signature_option,
+    trained_alpha_option,
+    trained_bits_option,
     write_json,
 )
-from edge_ad.imaging import Alpha, PixelFormat
 from edge_ad.tiling import Size
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 @data_option
 @layout_option
 @category_option
-@bits_option
-@alpha_option
+@trained_bits_option
+@trained_alpha_option
 @device_option
 @precision_option
 @signature_option
@@ -67,7 +67,7 @@ def command(
     layout: str,
     category: str | None,
     bits: int | None,
-    alpha: str,
+    alpha: str | None,
     device: str,
     precision: str,
     require_signature: Path | None,
@@ -119,7 +119,9 @@ def command(
             raise BundleNotFoundError(f"{model} is neither a run nor a bundle: {what}")
         detector = load(model, device, precision=precision, require_signature=require_signature)
     with detector, terminal_progress(not obj["quiet"]) as progress:
-        cached = open_cache(dataset.test, detector.image_size, PixelFormat(bits, Alpha(alpha)), progress=progress)
+        cached = open_cache(
+            dataset.test, detector.image_size, pixel_format(detector.manifest.input, bits, alpha), progress=progress
+        )
         evaluation = evaluate(
             detector,
             cached.images,

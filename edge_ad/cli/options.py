@@ -7,14 +7,18 @@ import math
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edge_ad import atomic
+from edge_ad.bundle.manifest import ALPHAS, InputSpec
 from edge_ad.errors import InputError
 from edge_ad.runtime.session import ExecutionPrecision
 from edge_ad.tiling import Size, parse_size
+
+if TYPE_CHECKING:
+    from edge_ad.imaging import PixelFormat
 
 NATIVE = "native"
 
@@ -58,19 +62,19 @@ def choice(members: type[StrEnum]) -> click.Choice[str]:
 
 
 LAYOUTS = ("mvtec", "visa", "loco", "btad", "folder")  # of edge_ad.data.layouts, which an edge box does not import
-ALPHAS = ("drop", "black", "white")  # of edge_ad.imaging, which loads OpenCV: not every command needs it
 
 data_option = click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder of the data set.")
 layout_option = click.option(
     "--layout", type=click.Choice(LAYOUTS), default="mvtec", show_default=True, help="How it is organised."
 )
 category_option = click.option("--category", help="Category inside the data set, where it has several.")
-bits_option = click.option(
-    "--bits", type=click.IntRange(8, 16), help="Significant bits of 16-bit files.  [default: 16]"
+_BITS, _ALPHA = click.IntRange(8, 16), click.Choice(ALPHAS)
+bits_option = click.option("--bits", type=_BITS, help="Significant bits of 16-bit files.  [default: 16]")
+alpha_option = click.option("--alpha", type=_ALPHA, default="drop", show_default=True, help="Alpha channels.")
+trained_bits_option = click.option(
+    "--bits", type=_BITS, help="Significant bits of 16-bit files.  [default: as in training]"
 )
-alpha_option = click.option(
-    "--alpha", type=click.Choice(ALPHAS), default="drop", show_default=True, help="Alpha channels."
-)
+trained_alpha_option = click.option("--alpha", type=_ALPHA, help="Alpha channels.  [default: as in training]")
 device_option = click.option(
     "-d",
     "--device",
@@ -130,3 +134,10 @@ def write_table(rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()) 
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         click.echo("  ".join(padded).rstrip())
+
+
+def pixel_format(trained: InputSpec, bits: int | None, alpha: str | None) -> PixelFormat:
+    """How files are read: as those a model was ``trained`` on were, but for what the command line says."""
+    from edge_ad.imaging import Alpha, PixelFormat
+
+    return PixelFormat(bits or trained.bits, Alpha(alpha or trained.alpha))

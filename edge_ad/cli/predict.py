@@ -7,17 +7,17 @@ from pathlib import Path
 import click
 
 from edge_ad.cli.options import (
-    alpha_option,
-    bits_option,
     cache_dir_option,
     device_option,
     memory_option,
+    pixel_format,
     precision_option,
     signature_option,
     threads_option,
+    trained_alpha_option,
+    trained_bits_option,
 )
 from edge_ad.errors import EdgeAdError, GateError, InputError
-from edge_ad.imaging import Alpha, PixelFormat
 from edge_ad.runtime.loading import load
 from edge_ad.runtime.predictions import RESULTS, named_images, predict_files, prepare_output
 
@@ -31,8 +31,8 @@ from edge_ad.runtime.predictions import RESULTS, named_images, predict_files, pr
 @threads_option
 @memory_option
 @cache_dir_option
-@bits_option
-@alpha_option
+@trained_bits_option
+@trained_alpha_option
 @click.option("--tiles", is_flag=True, help="Draw the tiles and their raw scores too.")
 @click.option("--no-images", is_flag=True, help="Write results.jsonl alone, no overlays and no masks.")
 @click.option("--self-test", is_flag=True, help="Run the bundle's golden images on the device first.")
@@ -51,7 +51,7 @@ def command(
     memory_budget: str | None,
     cache_dir: Path | None,
     bits: int | None,
-    alpha: str,
+    alpha: str | None,
     tiles: bool,
     no_images: bool,
     self_test: bool,
@@ -84,7 +84,7 @@ def command(
             detector,
             images,
             output,
-            pixel_format=PixelFormat(bits, Alpha(alpha)),
+            pixel_format=pixel_format(detector.manifest.input, bits, alpha),
             tiles=tiles,
             pictures=not no_images,
         )

@@ -8,15 +8,15 @@ import click
 
 from edge_ad.bundle.manifest import ScoreMerge
 from edge_ad.cli.options import (
-    alpha_option,
-    bits_option,
     choice,
     device_option,
+    pixel_format,
     precision_option,
     signature_option,
+    trained_alpha_option,
+    trained_bits_option,
     write_table,
 )
-from edge_ad.imaging import Alpha, PixelFormat
 
 
 @click.command("threshold")
@@ -30,8 +30,8 @@ from edge_ad.imaging import Alpha, PixelFormat
 @device_option
 @precision_option
 @signature_option
-@bits_option
-@alpha_option
+@trained_bits_option
+@trained_alpha_option
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the new bundle.")
 @click.pass_obj
@@ -46,7 +46,7 @@ def command(
     precision: str,
     require_signature: Path | None,
     bits: int | None,
-    alpha: str,
+    alpha: str | None,
     overwrite: bool,
     output: Path,
 ) -> None:
@@ -77,7 +77,7 @@ def command(
     found = read_bundle(bundle, require_signature=require_signature)
     old = found.manifest
     manifest = merged_by(old, ScoreMerge(score_merge)) if score_merge else old
-    pixel_format = PixelFormat(bits, Alpha(alpha))
+    read_as = pixel_format(old.input, bits, alpha)
     files = [[path for _, path in named_images([folder])] for folder in (good, bad) if folder]
     if bad is None:
         chosen.check_normal(len(files[0]))
@@ -85,7 +85,7 @@ def command(
         open_detector(found.path, manifest, device, precision=ExecutionPrecision(precision)) as detector,
         terminal_progress(not obj["quiet"]) as progress,
     ):
-        values = [raw_values(detector, paths, pixel_format, progress) for paths in files]
+        values = [raw_values(detector, paths, read_as, progress) for paths in files]
     normalisation = fit_operating_point(old.normalisation, rule, *values)
     # Golden images are recorded in float32, wherever the line runs
     with open_detector(found.path, manifest, precision=ExecutionPrecision.F32) as exact:

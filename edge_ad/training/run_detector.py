@@ -55,13 +55,14 @@ def run_detector(
 def run_manifest(run: RunFolder, normalisation: Normalisation) -> Manifest:
     """The part of a bundle's manifest that a run decides; graphs, golden images and parity are the exporter's."""
     settings, roi = run.settings, run.roi()
+    files = settings.data.pixel_format
     return Manifest(
         schema_version=SCHEMA_VERSION,
         format=Format.OPENVINO,
         precision=Precision.FP32,
         method=Method(settings.method, str(settings.config.get("backbone", "")), settings.config),
         setup=settings.setup,
-        input=InputSpec(color="rgb", resize="area"),
+        input=InputSpec(color="rgb", resize="area", bits=files.bits, alpha=str(files.alpha)),
         merge=Merge(settings.score_merge, SEAM_SIGMA_PX, SEAM_BAND),
         normalisation=normalisation,
         graphs=(),

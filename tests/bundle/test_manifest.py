@@ -193,8 +193,11 @@ def nested(depth: int) -> dict[str, Any]:
         ),
         (
             _with("bgr", "input", "color"),
-            "manifest.json.input: expected color rgb and resize area, but got InputSpec(color='bgr', resize='area')",
+            "manifest.json.input: expected color rgb and resize area, but got InputSpec(color='bgr', resize='area', "
+            "bits=None, alpha='drop')",
         ),
+        (_with(0, "input", "bits"), "manifest.json.input: expected 8 to 16 bits and alpha drop, black, white, but got"),
+        (_with("keep", "input", "alpha"), "manifest.json.input: expected 8 to 16 bits and alpha drop, black, white"),
         (
             _with(0, "merge", "seam_sigma_px"),
             "manifest.json.merge: expected seam_sigma_px > 0, at most 1000, and seam_band in [0, 1]: "

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tiny_bundle import expected_score, some_image, tiny_manifest, tiny_setup
+from tiny_bundle import edit_manifest, expected_score, some_image, tiny_manifest, tiny_setup
 
 import edge_ad
 from edge_ad import atomic
@@ -274,6 +274,17 @@ def test_tiles_are_drawn(run, bundle, images, tmp_path):
     run("predict", bundle, grey, "--tiles", "-o", tmp_path / "tiles")
     plain, tiles = (read_image(tmp_path / name / "overlays" / "grey.png") for name in ("plain", "tiles"))
     assert (plain[23] != tiles[23]).any()  # the border between the two rows of tiles
+
+
+def test_files_are_read_as_those_that_were_trained_on(run, bundle, tmp_path):
+    deep = tmp_path / "deep.png"
+    cv2.imwrite(str(deep), (some_image(tiny_setup()).astype(np.uint16) * 16)[:, :, ::-1])
+    edit_manifest(bundle, lambda manifest: manifest["input"].update(bits=12))
+    scores = []
+    for name, options in (("trained", ()), ("twelve", ("--bits", 12)), ("sixteen", ("--bits", 16))):
+        assert run("predict", bundle, deep, *options, "-o", tmp_path / name).code == 0
+        scores.append(records(tmp_path / name)[0]["raw_score"])
+    assert scores[0] == scores[1] != scores[2]
 
 
 def test_bits(run, bundle, tmp_path):

@@ -12,10 +12,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny_bundle import tiny_manifest
 
-from edge_ad.bundle.manifest import Format, Manifest, Precision
+from edge_ad.bundle.manifest import Format, InputSpec, Manifest, Precision
 from edge_ad.data.synthetic import write_synthetic
 from edge_ad.imaging import read_image, write_png
 from edge_ad.methods import METHODS
+from edge_ad.training.run_detector import RAW, run_manifest
+from edge_ad.training.run_folder import RunFolder
 
 TINY = ("--backbone", "resnet18", "--weights", "none", "-p", "dimensions=5", "--image-size", "64", "--tile-size", "32")
 
@@ -113,6 +115,7 @@ def test_every_option_of_a_fitted_method_is_in_its_run(run, plates: Path, tmp_pa
     assert (setup["stride"], setup["sharing"], setup["extractor_scope"]) == ([16, 16], "all", "image")
     assert settings["config"]["layers"] == ["layer1", "layer2"]
     assert data["pixel_format"] == {"bits": 10, "alpha": "white"}
+    assert run_manifest(RunFolder.open(tmp_path / "run"), RAW).input == InputSpec("rgb", "area", bits=10, alpha="white")
     files = sorted((plates / "train" / "good").iterdir())
     drawn = np.random.default_rng(7).permutation(10)[:4]
     assert data["held_out"] == [hashlib.sha256(files[i].read_bytes()).hexdigest() for i in sorted(drawn)]
