@@ -221,10 +221,11 @@ def values(records: Sequence[Record], name: str, variant: Variant, measure: Meas
 
 def _cells(method: str, setup: str, records: Sequence[Record]) -> Iterable[str]:
     def over_sets(variant: Variant, measure: Measure) -> str:
-        by_set = [list(values(records, name, variant, measure).values()) for name in SETS]
+        by_set = [found for name in SETS if (found := values(records, name, variant, measure))]
         wanted = len(SETS) if measure is auroc else len(SETS) - 1  # one has no masks
-        present = [fmean(each) for each in by_set if each]
-        return f"{fmean(present):.1f}" if len(present) == wanted else "-"
+        if len(by_set) != wanted or not (everywhere := set.intersection(*map(set, by_set))):
+            return "-"
+        return f"{fmean(fmean(found[seed] for found in by_set) for seed in everywhere):.1f}"
 
     def drop() -> str:
         by_set = [_drops([record for record in records if record.identity.dataset == name]) for name in SETS]

@@ -146,12 +146,17 @@ class CutPaste(GradientModel):
         """See `GradientModel.fit`: pasting needs the tiles, which the head itself does not take."""
         return super().fit(replace(tiles, with_image=True), seed, progress)
 
-    def loss(self, head: nn.Module, inputs: Inputs) -> Tensor:
-        """Cross entropy of what was pasted at every position, the mean over classes of the mean over positions."""
-        assert isinstance(head, CutPasteHead)
+    def drawn(self, inputs: Inputs) -> Inputs:
+        """Features of tiles with pastes, and the class of every position."""
         pasted, labels = self.pasted(inputs[0])
         with torch.no_grad():
             (features,) = self.extractor(pasted)
+        return features, labels
+
+    def loss(self, head: nn.Module, inputs: Inputs) -> Tensor:
+        """Cross entropy of what was pasted at every position, the mean over classes of the mean over positions."""
+        assert isinstance(head, CutPasteHead)
+        features, labels = inputs
         logits = head.classify(head.project(features))
         counts = torch.bincount(labels.flatten(), minlength=len(self.kinds))
         return F.cross_entropy(logits.float(), labels, weight=1 / counts.clamp(min=1))

@@ -215,20 +215,24 @@ class EfficientAd(GradientModel):
         head.teacher_mean.copy_(mean)
         head.teacher_std.copy_(std.clamp(min=SMALLEST_STD))
 
+    def drawn(self, inputs: Inputs) -> Inputs:
+        """With the tiles in changed colours, what the teacher says of those, and, for a penalty, photographs."""
+        image, _ = inputs
+        photographs = [self.photographs.draw(len(image), image.device)] if self.photographs else []
+        changed = jitter(image)
+        with torch.no_grad():
+            described = self.extractor(changed)[0]
+        return (*inputs, changed, described, *photographs)
+
     def loss(self, head: nn.Module, inputs: Inputs) -> Tensor:
         """Hard loss and penalty of the student, and what trains the autoencoder and the student's other half."""
         assert isinstance(head, EfficientAdHead)
-        image, description = inputs
+        image, description, changed, described, *photographs = inputs
         of_teacher, _ = head.imitations(image)
         losses = [hard_loss(head.normalised(description), of_teacher)]
-        if self.photographs:
-            away, _ = head.imitations(self.photographs.draw(len(image), image.device))
-            losses.append(away.square().mean())
-        changed = jitter(image)
-        with torch.no_grad():
-            described = head.normalised(self.extractor(changed)[0])
+        losses += [head.imitations(shown)[0].square().mean() for shown in photographs]
         reconstructed = head.reconstruction(changed)
-        losses.append((described - reconstructed).square().mean())
+        losses.append((head.normalised(described) - reconstructed).square().mean())
         losses.append((reconstructed - head.imitations(changed)[1]).square().mean())
         return torch.stack(losses).sum()
 

@@ -160,13 +160,20 @@ class EfficientAdAst(AstModel):
         learners = nn.ModuleList([head.student, head.autoencoder])
         return [
             Stage("training teacher", head.teacher, self.likelihood_loss),
-            Stage("training student", learners, self.loss),
+            Stage("training student", learners, self.loss, self.drawn),
         ]
+
+    def drawn(self, inputs: Inputs) -> Inputs:
+        """With features of photographs, for a penalty."""
+        if not self.photographs:
+            return inputs
+        photographs = self.photographs.draw(len(inputs[0]), self.device)
+        return (*inputs, self.extract(photographs)[0])
 
     def loss(self, head: nn.Module, inputs: Inputs) -> Tensor:
         """Of student and autoencoder: both to the teacher, the student's other half to the autoencoder, and penalty."""
         assert isinstance(head, EfficientAdAstHead)
-        (features,) = inputs
+        features, *photographs = inputs
         placed = head.placed(features)
         with torch.no_grad():
             z, _ = head.teacher(*placed)
@@ -174,11 +181,8 @@ class EfficientAdAst(AstModel):
         made = head.autoencoder(*placed)
         losses = [hard_loss(z, of_teacher) if self.hard else (z - of_teacher).square().mean()]
         losses += [(z - made).square().mean(), (made - of_autoencoder).square().mean()]
-        if self.photographs:
-            photographs = self.photographs.draw(len(features), self.device)
-            with left_alone(head.student):  # inference normalises by what normal tiles look like
-                away, _ = head.imitations(self.extract(photographs)[0])
-            losses.append(away.square().mean())
+        with left_alone(head.student):  # inference normalises by what normal tiles look like
+            losses += [head.imitations(shown)[0].square().mean() for shown in photographs]
         return torch.stack(losses).sum()
 
     def finish(self, head: nn.Module, batches: Iterable[Inputs]) -> None:

@@ -51,7 +51,8 @@ class Schedule:
         steps: updates.
         epochs: passes over the training tiles, where ``steps`` is None; what is dropped of each is made up for.
         keep_best: hold out `VALIDATION_FRACTION` of the images, and keep the state of lowest loss on them, looked at
-            after whole epochs. They are training images, drawn by seed; thresholds are fitted on others.
+            after whole epochs and after the last step. They are training images, drawn by seed; thresholds are
+            fitted on others.
         decay_at: fraction of the steps.
     """
 
@@ -72,11 +73,17 @@ class Stage:
         what: for progress.
         module: whose parameters move.
         loss: of the head, see `GradientModel.loss`.
+        drawn: what the loss is given in place of a batch, see `GradientModel.drawn`; the batch where None.
     """
 
     what: str
     module: nn.Module
     loss: Callable[[nn.Module, Inputs], Tensor]
+    drawn: Callable[[Inputs], Inputs] | None = None
+
+    def inputs(self, batch: Inputs) -> Inputs:
+        """Of the loss."""
+        return self.drawn(batch) if self.drawn else batch
 
 
 class GradientModel(TileModel):
@@ -134,13 +141,25 @@ class GradientModel(TileModel):
     def new_head(self) -> nn.Module:
         """An untrained head on the CPU. Random numbers come from torch's global generator, which `fit` seeds."""
 
+    def drawn(self, inputs: Inputs) -> Inputs:
+        """What `loss` is given in place of ``inputs``: with what a step draws at random, such as photographs.
+
+        Files are read, and random numbers drawn, here: the loss is a function of tensors, which torch can compile.
+        """
+        return inputs
+
     @abstractmethod
     def loss(self, head: nn.Module, inputs: Inputs) -> Tensor:
-        """What training lowers, a scalar: a mean over the batch, so that it does not depend on its size."""
+        """What training lowers, a scalar: a mean over the batch, so that it does not depend on its size.
+
+        Args:
+            head: in training or in evaluation mode.
+            inputs: see `drawn`.
+        """
 
     def stages(self, head: nn.Module) -> Sequence[Stage]:
         """What is trained after what, each by the whole schedule: one stage, unless a method needs several."""
-        return [Stage("training", head, self.loss)]
+        return [Stage("training", head, self.loss, self.drawn)]
 
     def prepare(self, head: nn.Module, batches: Iterable[Inputs]) -> None:
         """Set what a head computes from before it is trained, such as the range of the features.
@@ -235,7 +254,7 @@ class GradientModel(TileModel):
         validated: list[tuple[int, float]] = []
         for step, batch in zip(range(1, steps + 1), _batches(training, size), strict=False):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                loss = loss_of(head.train(), inputs[batch])
+                loss = loss_of(head.train(), stage.inputs(inputs[batch]))
             unseen.append(loss.detach())
             validates = schedule.keep_best and (step % per_validation == 0 or step == steps)
             if len(unseen) == per_look or step == steps or validates:
@@ -272,7 +291,7 @@ class GradientModel(TileModel):
             if any_is_there:
                 head.train()
                 for batch in itertools.islice(_batches(training, self.schedule.batch_size), batches):
-                    stage.loss(head, inputs[batch])
+                    stage.loss(head, stage.inputs(inputs[batch]))
 
     @torch.no_grad()
     @full_float32()
@@ -302,7 +321,7 @@ class GradientModel(TileModel):
             self._settle(stage, head, inputs, training, VALIDATION_BATCHES)
             head.eval()
             for batch in inputs.batches(validation, self.schedule.batch_size):
-                total += stage.loss(head, batch) * len(batch[0])
+                total += stage.loss(head, stage.inputs(batch)) * len(batch[0])
         return (total / len(validation)).item()
 
     def _held_out(self, images: int) -> int:

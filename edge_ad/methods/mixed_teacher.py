@@ -162,6 +162,7 @@ class MixedTeacher(GradientModel):
 
     name: ClassVar[str] = "mixed_teacher"
     minimum_tiles: ClassVar[int] = 2
+    holds_out: ClassVar[bool] = True  # where the schedule keeps its last state, too
     head_takes_image: ClassVar[bool] = True
     schedules = {  # noqa: RUF012 - read only
         "paper": Schedule(SGD, learning_rate=3.2, batch_size=32, steps=200, keep_best=True, decay_at=0.75),  # see stfpm

@@ -22,8 +22,8 @@ The gallery is what SPADE costs. It is stored in half precision, which OpenVINO 
 bounded: ``-p gallery=N`` tiles that leave no other far from all of them (`edge_ad.methods.parts.coreset`), 100 unless
 said. The paper compares stride 4 as well (``--layers layer1,layer2,layer3,layer4`` of a ResNet18): 0.92 MB per tile
 of 256 px instead of 0.39, eight times the products, and on real images (BSData, 70 of them) an image AUROC of 96.9
-instead of 98.1 and an AUPRO of 75.5 instead of 74.9. The paper's own score was at 97.6 there: a small defect hardly
-moves the average of a tile.
+instead of 98.1 and an AUPRO of 75.5 where it was 74.9, both by regions of shrunk masks. The paper's own score was at
+97.6 there: a small defect hardly moves the average of a tile.
 
 Symbols: N batch, M tiles in the gallery, K neighbours, C channels and P = h' x w' positions of a layer, D channels of
 the deepest.

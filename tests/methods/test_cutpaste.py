@@ -86,7 +86,7 @@ def test_the_loss_weighs_classes_alike(fitted, images):
     flat = labels.flatten().numpy()
     expected = np.mean([-logarithms[flat == each, each].mean() for each in range(3)])
     torch.manual_seed(5)
-    assert kind.loss(head, (tiles,)).item() == pytest.approx(expected, rel=1e-4)
+    assert kind.loss(head, kind.drawn((tiles,))).item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(("variant", "kinds"), [("3way", {0, 1, 2}), ("patch", {0, 1}), ("scar", {0, 1})])

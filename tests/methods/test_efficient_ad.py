@@ -160,7 +160,7 @@ def test_photographs_raise_the_loss_by_their_penalty(tmp_path, monkeypatch):
                 drawn = each.photographs.draw(2)
                 expected = (head.imitations(drawn)[0] ** 2).mean()
                 torch.manual_seed(4)
-            losses.append(each.loss(head, (image, *features)))
+            losses.append(each.loss(head, each.drawn((image, *features))))
     assert expected > 0
     assert (losses[1] - losses[0]).item() == pytest.approx(expected.item(), rel=1e-2)
 

@@ -67,7 +67,7 @@ def test_loss_and_its_switches(tmp_path):
     penalty = (head.imitations(away)[0].double() ** 2).mean()
     torch.manual_seed(4)
     expected = float(squares.mean() + others + penalty)
-    assert float(penalised.loss(head, (features,))) == pytest.approx(expected, rel=1e-5)
+    assert float(penalised.loss(head, penalised.drawn((features,)))) == pytest.approx(expected, rel=1e-5)
 
 
 def test_photographs_have_no_part_in_what_inference_normalises_by(tmp_path):
@@ -77,7 +77,7 @@ def test_photographs_have_no_part_in_what_inference_normalises_by(tmp_path):
         trained = model(**parameters)
         head = shuffled(trained.new_head()).train()
         for _ in range(2):
-            trained.loss(head, (features,))
+            trained.loss(head, trained.drawn((features,)))
         seen.append(dict(head.student.named_buffers()))
     assert any(name.endswith("running_mean") for name in seen[0])
     for name, value in seen[0].items():
