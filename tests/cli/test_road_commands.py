@@ -50,6 +50,10 @@ def test_a_region_of_interest_goes_all_the_way(run, plates: Path, tmp_path: Path
     code, out, err = run("train", *options[:-3], tmp_path / "black.png", "-o", tmp_path / "never")
     assert (code, out) == (2, "")
     assert "black.png: all is black; paint black what is to be left out, and white where to look" in err
+    write_png(tmp_path / "wide.png", where[:50])
+    code, out, err = run("train", *options[:-3], tmp_path / "wide.png", "-o", tmp_path / "never")
+    assert (code, out) == (2, "")
+    assert "wide.png is 50x100, but the images are 64x64; draw the region on one of them, at any scale" in err
 
 
 def test_the_road(run, plates: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
