@@ -38,6 +38,7 @@ SIGNATURE_NAME = "manifest.sig"
 ROI_NAME = "roi.png"
 SIGNATURE_VARIABLE = "EDGE_AD_REQUIRE_SIGNATURE"
 MANIFEST_MAX_BYTES = 4_000_000  # ten thousand heads; parsed, JSON takes up to thirty times its size
+DIGEST_LENGTH = 16  # of 64 digits: enough to tell bundles apart
 HASHING_THREADS = 4  # hashlib lets others run meanwhile
 
 
@@ -47,6 +48,7 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    manifest_digest: str  # of manifest.json as it was read: the first digits of its SHA-256
 
     def file(self, entry: FileEntry) -> Path:
         """Where ``entry`` lies."""
@@ -98,10 +100,11 @@ def read_manifest(path: Path, *, require_signature: Path | str | None = None) ->
         ManifestError: too large, not JSON, or a field is missing, unknown or of the wrong type.
         UnknownSchemaError: written for another release.
     """
-    return _read_manifest(Path(path), required_signature(require_signature))
+    return _read_manifest(Path(path), required_signature(require_signature))[0]
 
 
-def _read_manifest(path: Path, key: Path | None) -> Manifest:
+def _read_manifest(path: Path, key: Path | None) -> tuple[Manifest, str]:
+    """The manifest and the digest of its file; see `read_manifest`."""
     file = path / MANIFEST_NAME
     if not path.is_dir():
         raise BundleNotFoundError(f"{path} is not a bundle: no such folder")
@@ -122,7 +125,7 @@ def _read_manifest(path: Path, key: Path | None) -> Manifest:
         value = json.loads(content, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # ValueError: also text that is not UTF-8
         raise ManifestError(f"{file}: not valid JSON: {error}") from error
-    return Manifest.from_json(value)
+    return Manifest.from_json(value), hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH]
 
 
 def read_bundle(path: Path | str, *, check_hashes: bool = True, require_signature: Path | str | None = None) -> Bundle:
@@ -146,7 +149,7 @@ def read_bundle(path: Path | str, *, check_hashes: bool = True, require_signatur
 
 
 def _read_bundle(path: Path, check_hashes: bool, key: Path | None) -> Bundle:
-    manifest = _read_manifest(path, key)
+    manifest, manifest_digest = _read_manifest(path, key)
     for entry in manifest.files:
         _check_inside(entry.path)
     for entry in manifest.files:
@@ -160,7 +163,7 @@ def _read_bundle(path: Path, check_hashes: bool, key: Path | None) -> Bundle:
     named = {entry.path for entry in manifest.files} | {MANIFEST_NAME, SIGNATURE_NAME}
     if extra := sorted(found - named):
         raise ExtraFileError(f"{path}: {extra[0]} is not named in the manifest ({len(extra)} such); remove it")
-    return Bundle(path, manifest)
+    return Bundle(path, manifest, manifest_digest)
 
 
 def sign_bundle(path: Path, key: Path) -> Path:
