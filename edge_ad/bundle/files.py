@@ -109,7 +109,9 @@ def _read_manifest(path: Path, key: Path | None) -> tuple[Manifest, str]:
     if not path.is_dir():
         raise BundleNotFoundError(f"{path} is not a bundle: no such folder")
     if not file.is_file():
-        raise BundleNotFoundError(f"{path} is not a bundle: it has no {MANIFEST_NAME}")
+        is_run = (path / "run.json").is_file()
+        remedy = "; it is a run: make a bundle of it with edge-ad export" if is_run else ""
+        raise BundleNotFoundError(f"{path} is not a bundle: it has no {MANIFEST_NAME}{remedy}")
     if file.is_symlink():
         raise LinkedFileError(f"{file} is a symbolic link; copy the bundle with its files, not with links")
     size_bytes = file.stat().st_size
