@@ -1,6 +1,6 @@
 """Inspect what a camera, a stream or a video file shows, with OpenCV and edge-ad in one loop.
 
-    pip install 'edge-ad[openvino]'
+    pip install '.[openvino]'                                                     # in a checkout
     python samples/opencv_loop.py bolt.edgead 0 --device GPU --standby CPU        # camera 0
     python samples/opencv_loop.py bolt.edgead rtsp://10.0.0.7/line --show         # network camera; q or Esc quits
     python samples/opencv_loop.py bolt.edgead line.mp4 --output inspected.avi     # every frame of a file
