@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_ad.bundle.manifest import Format
-from edge_ad.errors import EdgeAdError
+from edge_ad.errors import EdgeAdError, pip_install
 from edge_ad.runtime.sessions import ENGINES, import_engine, open_session
 
 ENGINE_PACKAGES = ("openvino", "onnxruntime", "onnxruntime-gpu", "torch", "nncf")
@@ -92,7 +92,7 @@ def run_checks() -> Iterator[Check]:
     }
     installed = [graph_format for graph_format in Format if _is_installed(graph_format)]
     if not installed:
-        yield Check("engine", Status.FAIL, "none is installed", "pip install 'edge-ad[openvino]'")
+        yield Check("engine", Status.FAIL, "none is installed", pip_install("openvino"))
     for graph_format in installed:
         checks[ENGINES[graph_format].package] = partial(check_engine, graph_format)
     checks |= {
@@ -147,7 +147,7 @@ def check_training() -> Check:
     if not missing:
         return Check(name, Status.OK, f"torch {installed_version('torch')}, timm {installed_version('timm')}")
     found = "not installed" if len(missing) == len(TRAINING_MODULES) else f"lacks {', '.join(missing)}"
-    return Check(name, Status.WARN, found, "needed to train, evaluate and export: pip install 'edge-ad[train]'")
+    return Check(name, Status.WARN, found, f"needed to train, evaluate and export: {pip_install('train')}")
 
 
 def check_torchvision() -> Check | None:

@@ -20,6 +20,15 @@ from __future__ import annotations
 from typing import Any
 
 
+def pip_install(extra: str) -> str:
+    """The command that messages name where an extra of setup.cfg is missing.
+
+    >>> pip_install("openvino")
+    "pip install 'edge-ad[openvino]'"
+    """
+    return f"pip install 'edge-ad[{extra}]'"
+
+
 class EdgeAdError(Exception):
     """Base of all errors raised on purpose. The run failed; exit code 1."""
 
@@ -286,7 +295,7 @@ class EngineMissingError(UnavailableError, ImportError):
 
 
 class ExtraMissingError(UnavailableError, ImportError):
-    """An optional part of edge-ad is not installed (``pip install 'edge-ad[train]'``, ...)."""
+    """An optional part of edge-ad is not installed; see `pip_install`."""
 
 
 class UnsupportedPrecisionError(UnavailableError):

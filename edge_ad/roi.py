@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ad.errors import InputError
-from edge_ad.imaging import encode_png, read_mask, resize_mask
-from edge_ad.tiling import Location, Size, TileGrid
+from edge_ad.imaging import encode_png, read_image, resize_mask
+from edge_ad.tiling import Location, Size, TileGrid, format_size
 
 PAINT = (124, 116, 104)  # the mean colour of ImageNet, nothing to its networks. Another would change every verdict
+BRIGHTEST_BLACK = 127  # of 255: half way, so that neither a camera's noise nor JPEG turns black into white
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +29,25 @@ class Roi:
     inside: NDArray[np.bool_]
 
     @classmethod
-    def read(cls, path: Path, size: Size) -> Roi:
-        """From an image file: black is painted over, whatever else is looked at. Resized to ``size`` (H, W).
+    def read(cls, path: Path, size: Size, images: Size | None = None) -> Roi:
+        """From an image file: to look at is what is above `BRIGHTEST_BLACK` in any channel; the rest is painted over.
+
+        Args:
+            path: a file as `read_image` reads it.
+            size: (H, W) that the region is resized to.
+            images: (H, W) of the images it was drawn for, of the same proportions to a pixel; None: not checked.
 
         Raises:
-            UnreadableImageError: no image.
-            InputError: nothing is left to look at, or nothing to paint over.
+            UnreadableImageError, PixelFormatError: see `read_image`.
+            InputError: other proportions; nothing is left to look at, or nothing to paint over.
         """
-        inside = resize_mask(read_mask(path), size)
+        drawn = read_image(path).max(axis=2) > BRIGHTEST_BLACK
+        if images is not None and not _are_alike(drawn.shape, images):
+            raise InputError(
+                f"{path} is {format_size(drawn.shape)}, but the images are {format_size(images)}; "
+                "draw the region on one of them, at any scale"
+            )
+        inside = resize_mask(drawn, size)
         if inside.all() or not inside.any():
             what = "nothing is black" if inside.any() else "all is black"
             raise InputError(f"{path}: {what}; paint black what is to be left out, and white where to look")
@@ -66,3 +78,8 @@ class Roi:
         """What is kept of an image's bits, and what is put in their place: (H, W, 3) each."""
         keep = np.repeat(self.inside.astype(np.uint8)[..., None] * 255, 3, axis=2)
         return keep, ~keep & np.array(PAINT, np.uint8)
+
+
+def _are_alike(one: Size, other: Size) -> bool:
+    """Whether two sizes have the same proportions, but for a pixel by which a side was rounded."""
+    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)

@@ -1,6 +1,6 @@
 """Inspect what a camera, a stream or a video file shows, with OpenCV and edge-ad in one loop.
 
-    pip install 'edge-ad[openvino]'
+    pip install '.[openvino]'                                                     # in a checkout
     python samples/opencv_loop.py bolt.edgead 0 --device GPU --standby CPU        # camera 0
     python samples/opencv_loop.py bolt.edgead rtsp://10.0.0.7/line --show         # network camera; q or Esc quits
     python samples/opencv_loop.py bolt.edgead line.mp4 --output inspected.avi     # every frame of a file
@@ -29,7 +29,7 @@ import edge_ad
 from edge_ad import Verdict
 from edge_ad.errors import EdgeAdError, InputError, OutputWriteError, SourceError
 from edge_ad.runtime import overlay
-from edge_ad.runtime.faults import FaultPolicy, Stats
+from edge_ad.runtime.faults import FaultPolicy
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,7 +78,7 @@ def inspect(bundle: Path, source: str, device: str, standby: str | None, output:
         )
         stack.callback(results.close)  # stops the threads before the detectors go
         for result in results:
-            print(json.dumps(as_json(result, detector.stats())), flush=True)
+            print(json.dumps(as_json(result, detector)), flush=True)
             if output is None and not show:
                 continue
             annotated = cv2.cvtColor(overlay.draw(result, roi=detector.roi), cv2.COLOR_RGB2BGR)
@@ -123,15 +123,20 @@ def frames(source: str) -> Iterator[NDArray[Any]]:
         capture.release()
 
 
-def as_json(result: edge_ad.Result, stats: Stats) -> dict[str, Any]:
+def as_json(result: edge_ad.Result, detector: edge_ad.Detector) -> dict[str, Any]:
     """What a line controller wants to know of one frame. Regions are in pixels of the frame."""
-    if result.verdict is Verdict.ERROR:
-        return {"frame_id": result.frame_id, "verdict": result.verdict, "pred_label": True, "error": result.error}
-    return {
+    line = {
         "frame_id": result.frame_id,
         "verdict": result.verdict,
-        "pred_label": result.pred_label,
+        "pred_label": result.pred_label,  # True of an error too: what could not be inspected is not good
+        "raw_threshold": detector.manifest.normalisation.score.threshold,
+        "manifest_digest": detector.manifest_digest,
+    }
+    if result.verdict is Verdict.ERROR:
+        return line | {"error": result.error}
+    return line | {
         "pred_score": round(result.pred_score, 4),
+        "raw_score": result.raw_score,
         "regions": [
             {
                 "x": region.x,
@@ -143,7 +148,7 @@ def as_json(result: edge_ad.Result, stats: Stats) -> dict[str, Any]:
             for region in result.regions_at()
         ],
         "latency_ms": round(result.timings_ms["total"], 3),
-        "dropped": stats.dropped,
+        "dropped": detector.stats().dropped,
         "device": result.device,
         "fault": result.fault,
     }

@@ -121,6 +121,13 @@ def test_a_planted_mistake_is_found(line: str) -> None:
         check(line.split())
 
 
+@pytest.mark.parametrize("page", [*PAGES, *ROOT.glob("samples/*.py")], ids=lambda page: page.name)
+def test_what_is_installed_is_the_checkout(page: Path) -> None:
+    """Nothing is released: no index has the package."""
+    assert "install edge-ad" not in (text := page.read_text(encoding="utf-8"))
+    assert "install 'edge-ad" not in text
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_compiles(page: Path) -> None:
     for source in blocks(page, "python"):

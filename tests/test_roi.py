@@ -73,6 +73,35 @@ def test_a_region_of_all_or_of_nothing_is_a_mistake(inside, what, tmp_path):
         Roi.read(write_roi(tmp_path / "where.png", inside), SETUP.image_size)
 
 
+def test_nearly_black_is_black_and_nearly_white_is_white(tmp_path):
+    """As cameras and JPEG give them, in eight bits or sixteen."""
+    noise = np.random.default_rng(0).integers(0, 128, (*INSIDE.shape, 3)).astype(np.uint8)
+    noisy = np.where(INSIDE[..., None], 255 - noise, noise)
+    for pixels in (noisy, noisy[..., 0], noisy.astype(np.uint16) * 257):
+        cv2.imwrite(str(tmp_path / "where.png"), pixels)
+        np.testing.assert_array_equal(Roi.read(tmp_path / "where.png", SETUP.image_size).inside, INSIDE)
+
+
+@pytest.mark.parametrize(
+    ("images", "fits"),
+    [
+        ((32, 96), True),
+        ((320, 961), True),  # a tenth of it, rounded
+        ((11, 32), True),
+        ((32, 100), False),
+        ((64, 64), False),
+        ((96, 32), False),
+    ],
+)
+def test_a_region_has_the_proportions_of_the_images(images, fits, tmp_path):
+    path = write_roi(tmp_path / "where.png")
+    if fits:
+        np.testing.assert_array_equal(Roi.read(path, SETUP.image_size, images).inside, INSIDE)
+        return
+    with pytest.raises(InputError, match=rf"where\.png is 32x96, but the images are {images[0]}x{images[1]}; draw"):
+        Roi.read(path, SETUP.image_size, images)
+
+
 def test_training_images_are_painted_and_a_run_knows_its_region(trained, tmp_path):
     run, images, data = trained
     for part in (images.fit, images.held_out):

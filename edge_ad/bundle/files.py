@@ -39,6 +39,7 @@ SIGNATURE_NAME = "manifest.sig"
 ROI_NAME = "roi.png"
 SIGNATURE_VARIABLE = "EDGE_AD_REQUIRE_SIGNATURE"
 MANIFEST_MAX_BYTES = 4_000_000  # ten thousand heads; parsed, JSON takes up to thirty times its size
+DIGEST_LENGTH = 16  # of 64 digits: enough to tell bundles apart
 HASHING_THREADS = 4  # hashlib lets others run meanwhile
 
 
@@ -48,6 +49,7 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    manifest_digest: str  # the first digits of the manifest's
 
     def file(self, entry: FileEntry) -> Path:
         """Where ``entry`` lies."""
@@ -109,15 +111,18 @@ def read_manifest(path: Path, *, require_signature: Path | str | None = None) ->
         UnknownSchemaError: written for another release.
         ChangedFileError: its values are not those that were written.
     """
-    return _read_manifest(Path(path), required_signature(require_signature))
+    return _read_manifest(Path(path), required_signature(require_signature))[0]
 
 
-def _read_manifest(path: Path, key: Path | None) -> Manifest:
+def _read_manifest(path: Path, key: Path | None) -> tuple[Manifest, str]:
+    """The manifest and the first digits of its digest; see `read_manifest`."""
     file = path / MANIFEST_NAME
     if not path.is_dir():
         raise BundleNotFoundError(f"{path} is not a bundle: no such folder")
     if not file.is_file():
-        raise BundleNotFoundError(f"{path} is not a bundle: it has no {MANIFEST_NAME}")
+        is_run = (path / "run.json").is_file()
+        remedy = "; it is a run: make a bundle of it with edge-ad export" if is_run else ""
+        raise BundleNotFoundError(f"{path} is not a bundle: it has no {MANIFEST_NAME}{remedy}")
     if file.is_symlink():
         raise LinkedFileError(f"{file} is a symbolic link; copy the bundle with its files, not with links")
     size_bytes = file.stat().st_size
@@ -135,12 +140,13 @@ def _read_manifest(path: Path, key: Path | None) -> Manifest:
         raise ManifestError(f"{file}: not valid JSON: {error}") from error
     stated = value.pop("digest", None) if isinstance(value, dict) else None
     manifest = Manifest.from_json(value)
-    if stated != _digest(value):
+    digest = _digest(value)
+    if stated != digest:
         raise ChangedFileError(
             f"{file} is not as it was written, its digest differs; copy the bundle anew, or export it again "
             "(edge-ad threshold changes thresholds)"
         )
-    return manifest
+    return manifest, digest[:DIGEST_LENGTH]
 
 
 def read_bundle(path: Path | str, *, check_hashes: bool = True, require_signature: Path | str | None = None) -> Bundle:
@@ -164,7 +170,7 @@ def read_bundle(path: Path | str, *, check_hashes: bool = True, require_signatur
 
 
 def _read_bundle(path: Path, check_hashes: bool, key: Path | None) -> Bundle:
-    manifest = _read_manifest(path, key)
+    manifest, manifest_digest = _read_manifest(path, key)
     for entry in manifest.files:
         _check_inside(entry.path)
     for entry in manifest.files:
@@ -178,7 +184,7 @@ def _read_bundle(path: Path, check_hashes: bool, key: Path | None) -> Bundle:
     named = {entry.path for entry in manifest.files} | {MANIFEST_NAME, SIGNATURE_NAME}
     if extra := sorted(found - named):
         raise ExtraFileError(f"{path}: {extra[0]} is not named in the manifest ({len(extra)} such); remove it")
-    return Bundle(path, manifest)
+    return Bundle(path, manifest, manifest_digest)
 
 
 def sign_bundle(path: Path, key: Path) -> Path:

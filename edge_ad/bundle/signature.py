@@ -21,6 +21,7 @@ from edge_ad.errors import (
     SigningKeyError,
     UnsignedBundleError,
     WrongSignatureError,
+    pip_install,
 )
 
 SIGNATURE_BYTES = 64
@@ -104,7 +105,6 @@ def _cryptography() -> tuple[Any, Any]:
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError as error:
         raise ExtraMissingError(
-            f"signatures need the package cryptography, which cannot be imported ({error}); "
-            "pip install 'edge-ad[signing]'"
+            f"signatures need the package cryptography, which cannot be imported ({error}); {pip_install('signing')}"
         ) from error
     return serialization, ed25519

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from edge_ad import __version__
-from edge_ad.errors import EdgeAdError, ExtraMissingError
+from edge_ad.errors import EdgeAdError, ExtraMissingError, pip_install
 
 # Name and short help, the first sentence of the command's own: a test compares them.
 COMMANDS = {
@@ -150,7 +150,7 @@ def _message_and_code(error: Exception) -> tuple[str, int] | None:
             package = (error.name or "").partition(".")[0]
             if package in _BASE_PACKAGES:
                 return None
-            remedy = f"this command needs the training extra ({package} is missing): pip install 'edge-ad[train]'"
+            remedy = f"this command needs the training extra ({package} is missing): {pip_install('train')}"
             return f"error: {remedy}", ExtraMissingError.exit_code
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EACCES | errno.EROFS):
             return f"error: {error.filename or 'output'}: {error.strerror}", EdgeAdError.exit_code

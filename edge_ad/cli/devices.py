@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from edge_ad.cli.options import json_option, write_json, write_table
-from edge_ad.errors import EngineMissingError
+from edge_ad.errors import EngineMissingError, pip_install
 from edge_ad.records import to_plain
 from edge_ad.runtime.devices import list_devices
 
@@ -19,7 +19,7 @@ def command(json_target: str | None) -> None:
     """
     found = list_devices()
     if not found:
-        raise EngineMissingError("no inference engine is installed; pip install 'edge-ad[openvino]'")
+        raise EngineMissingError(f"no inference engine is installed; {pip_install('openvino')}")
     if json_target is not None:
         write_json(json_target, to_plain(found))
     if json_target != "-":

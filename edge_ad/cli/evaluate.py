@@ -91,7 +91,7 @@ def command(
     from edge_ad.data.saturation import defects_config_of
     from edge_ad.errors import BundleNotFoundError, EmptyDataError, InputError
     from edge_ad.evaluation.evaluate import evaluate
-    from edge_ad.evaluation.report import to_json, to_markdown, write_report
+    from edge_ad.evaluation.report import REPORT_NAME, to_json, to_markdown, write_report
     from edge_ad.experiment.plots import losses_png
     from edge_ad.progress import terminal_progress
     from edge_ad.runtime.loading import load
@@ -102,6 +102,9 @@ def command(
     dataset = read_dataset(data, layout, category, trains=False)
     if not dataset.test:
         raise EmptyDataError(f"{data} has no test images in layout {layout!r}")
+    for path in (None if json_path == "-" else json_path, output and output / REPORT_NAME):
+        if path is not None:
+            atomic.check_writable(Path(path))
     defects_config = defects_config_of(dataset)
     losses: dict[str, Sequence[Losses]] = {}
     if (model / "run.json").exists():
@@ -137,11 +140,12 @@ def command(
         )
     about = {"model": str(model), "data": str(data), "category": dataset.name, "detector": repr(detector)}
     title = f"{model.name} on {dataset.name}"
+    # Shown first: a disk that has become full meanwhile then takes no figures with it
+    if json_path != "-":
+        click.echo(to_markdown(evaluation, title))
+    if json_path is not None:
+        write_json(json_path, to_json(evaluation, **about))
     if output is not None:
         write_report(output, evaluation, title, **about)
         if losses:
             atomic.write_bytes(output / "losses.png", losses_png(losses))
-    if json_path is not None:
-        write_json(json_path, to_json(evaluation, **about))
-    if json_path != "-":
-        click.echo(to_markdown(evaluation, title))

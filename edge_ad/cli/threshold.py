@@ -56,7 +56,7 @@ def command(
     the device and precision that the line runs in: scores differ a little between them. What the old and the new
     thresholds reject of the images is told: of the very images that the new ones were fitted on.
     """
-    from edge_ad.bundle.files import SIGNATURE_NAME, read_bundle
+    from edge_ad.bundle.files import SIGNATURE_NAME, read_bundle, staged_bundle
     from edge_ad.errors import InputError
     from edge_ad.evaluation.operating_point import (
         fit_operating_point,
@@ -81,15 +81,14 @@ def command(
     files = [[path for _, path in named_images([folder])] for folder in (good, bad) if folder]
     if bad is None:
         chosen.check_normal(len(files[0]))
-    with (
-        open_detector(found.path, manifest, device, precision=ExecutionPrecision(precision)) as detector,
-        terminal_progress(not obj["quiet"]) as progress,
-    ):
-        values = [raw_values(detector, paths, read_as, progress) for paths in files]
-    normalisation = fit_operating_point(old.normalisation, rule, *values)
-    # Golden images are recorded in float32, wherever the line runs
-    with open_detector(found.path, manifest, precision=ExecutionPrecision.F32) as exact:
-        write_operating_point(found, exact, normalisation, output, overwrite=overwrite)
+    with staged_bundle(output, overwrite=overwrite) as stage:
+        with (
+            open_detector(found.path, manifest, device, precision=ExecutionPrecision(precision)) as detector,
+            terminal_progress(not obj["quiet"]) as progress,
+        ):
+            values = [raw_values(detector, paths, read_as, progress) for paths in files]
+        normalisation = fit_operating_point(old.normalisation, rule, *values)
+        write_operating_point(found, manifest, normalisation, stage)
     compares = manifest.merge == old.merge
     rows = [("", "before", "now"), ("rule", old.normalisation.rule, normalisation.rule)]
     rows.append(("tiles' scores", old.merge.score, manifest.merge.score))

@@ -20,6 +20,7 @@ from edge_ad.cli.options import (
 )
 from edge_ad.errors import InputError
 from edge_ad.imaging import Alpha, PixelFormat
+from edge_ad.imaging import image_size as size_of
 from edge_ad.methods import METHODS
 from edge_ad.setups import SETUPS, ExtractorScope, Sharing
 from edge_ad.tiling import Size
@@ -58,7 +59,8 @@ BY_STEPS = ("schedule", "steps", "batch_size")  # what methods lack that fit in 
 @click.option(
     "--roi",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Image of where to look: what is black in it is painted over, in training and on the line.",
+    help="Image of where to look, of the images' proportions: what is black in it, 127 of 255 at most, is painted "
+    "over, in training and on the line.",
 )
 @click.option("--backbone", help="Any timm network.  [default: the method's, tf_efficientnet_lite0 for most]")
 @click.option("--layers", help="timm layers to tap, comma separated.  [default: the method's]")
@@ -182,7 +184,7 @@ def command(
             seed=seed,
             held_out=held_out,
             pixel_format=PixelFormat(bits, Alpha(alpha)),
-            roi=Roi.read(roi, chosen.image_size) if roi else None,
+            roi=Roi.read(roi, chosen.image_size, size_of(dataset.train[0].path)) if roi else None,
             progress=progress,
         )
         with seeded(seed):  # of an extractor with random weights

@@ -13,14 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_ad.bundle.files import Bundle, staged_bundle, write_manifest
-from edge_ad.bundle.manifest import Manifest, Normalisation, Scale, ScoreMerge
+from edge_ad.bundle.files import Bundle, write_manifest
+from edge_ad.bundle.manifest import Golden, Manifest, Normalisation, Scale, ScoreMerge
 from edge_ad.errors import InputError
 from edge_ad.evaluation.raw_values import RawValues, summary
 from edge_ad.evaluation.thresholds import Statistic
 from edge_ad.imaging import PixelFormat, read_image, resize
 from edge_ad.progress import Progress, no_progress
 from edge_ad.runtime.detector import Detector
+from edge_ad.runtime.loading import open_detector
+from edge_ad.runtime.session import ExecutionPrecision
 
 
 def raw_values(
@@ -80,40 +82,34 @@ def merged_by(manifest: Manifest, merge: ScoreMerge) -> Manifest:
     return replace(manifest, merge=replace(manifest.merge, score=merge))
 
 
-def write_operating_point(
-    bundle: Bundle, detector: Detector, normalisation: Normalisation, output: Path, *, overwrite: bool = False
-) -> Manifest:
-    """Write ``bundle`` with other thresholds to ``output`` and return its manifest. A signature is not taken along.
+def write_operating_point(bundle: Bundle, merged: Manifest, normalisation: Normalisation, stage: Path) -> Manifest:
+    """Write ``bundle`` with other thresholds into ``stage`` and return its manifest. A signature is not taken along.
 
     Args:
         bundle: the old one; it stays as it is.
-        detector: of the new bundle's merge. Where that is another one, the golden images are scored anew.
+        merged: its manifest, or that of `merged_by`. Where the merge is another one, the golden images are scored anew.
         normalisation: see `fit_operating_point`.
-        overwrite: replace an existing bundle, or an empty folder; anything else stays.
-
-    Raises:
-        OutputExistsError, OutputWriteError: see `staged_bundle`.
+        stage: an empty folder, see `staged_bundle`.
     """
     manifest = replace(
-        bundle.manifest,
-        merge=detector.manifest.merge,
-        normalisation=normalisation,
-        parity_tolerance=_tolerance(bundle.manifest, normalisation.score),
+        merged, normalisation=normalisation, parity_tolerance=_tolerance(bundle.manifest, normalisation.score)
     )
-    if manifest.merge != bundle.manifest.merge:
-        golden = manifest.golden
+    if merged.merge != bundle.manifest.merge:
         loosest = max(manifest.parity_tolerance, bundle.manifest.parity_tolerance)  # another merge, another rounding
-        manifest = replace(manifest, parity_tolerance=loosest)
-        scores = raw_values(detector, [bundle.file(each.file) for each in golden]).scores.tolist()
-        scored = zip(golden, scores, strict=True)
-        golden = tuple(replace(each, raw_score=score, score_tolerance=None) for each, score in scored)
-        manifest = replace(manifest, golden=golden)
-    with staged_bundle(Path(output), overwrite=overwrite) as stage:
-        for entry in manifest.files:
-            (stage / entry.path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.file(entry), stage / entry.path)
-        write_manifest(stage, manifest)
+        manifest = replace(manifest, parity_tolerance=loosest, golden=_scored_anew(bundle, merged))
+    for entry in manifest.files:
+        (stage / entry.path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.file(entry), stage / entry.path)
+    write_manifest(stage, manifest)
     return manifest
+
+
+def _scored_anew(bundle: Bundle, merged: Manifest) -> tuple[Golden, ...]:
+    """The golden images of ``bundle``, scored by ``merged`` in float32 on the CPU, wherever the line runs."""
+    with open_detector(bundle.path, merged, precision=ExecutionPrecision.F32) as detector:
+        scores = raw_values(detector, [bundle.file(golden.file) for golden in merged.golden]).scores.tolist()
+    scored = zip(merged.golden, scores, strict=True)
+    return tuple(replace(golden, raw_score=score, score_tolerance=None) for golden, score in scored)
 
 
 def _tolerance(old: Manifest, scale: Scale) -> float:

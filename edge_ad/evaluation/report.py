@@ -17,6 +17,7 @@ from edge_ad.records import to_plain
 from edge_ad.tiling import format_size
 
 SCHEMA_VERSION = 1
+REPORT_NAME = "evaluation.json"  # of what `write_report` writes, the first
 
 # Okabe and Ito's palette, told apart by colour-blind readers too
 _BLUE, _VERMILION, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#5f6b76"
@@ -198,7 +199,7 @@ def write_report(folder: Path, evaluation: Evaluation, title: str, **about: Any)
     Raises:
         OutputWriteError: a file could not be written.
     """
-    atomic.write_json(folder / "evaluation.json", to_json(evaluation, **about))
+    atomic.write_json(folder / REPORT_NAME, to_json(evaluation, **about))
     atomic.write_text(folder / "evaluation.md", to_markdown(evaluation, title))
     atomic.write_text(folder / "scores.csv", to_csv(evaluation))
     atomic.write_json(folder / "curves.json", curves_json(evaluation))

@@ -84,6 +84,7 @@ class Detector:
 
     Attributes:
         grid: the tile plan.
+        manifest_digest: first 16 digits of the digest of the bundle's manifest.json, which names thresholds and graphs; None where the detector was not loaded from a bundle, or has other thresholds.
 
     Raises:
         BundleError: inputs or outputs of a session are not those of the manifest's tiles.
@@ -100,6 +101,7 @@ class Detector:
     ) -> None:
         setup = manifest.setup
         self.manifest = manifest
+        self.manifest_digest: str | None = None
         self.grid = setup.grid
         self.batch_size = batch_size
         self.roi = roi
@@ -325,6 +327,7 @@ class Detector:
         other = Detector.__new__(Detector)
         other.__dict__.update(self.__dict__)
         other.manifest = replace(self.manifest, normalisation=normalisation)
+        other.manifest_digest = None
         other._merger = self._new_merger()
         return other
 

@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from edge_ad.errors import DeviceNotFoundError
+from edge_ad.errors import DeviceNotFoundError, pip_install
 from edge_ad.runtime.sessions import ENGINES, import_engine
 
 
@@ -90,7 +90,7 @@ def not_found(device: str, engine: str, available: Iterable[str]) -> DeviceNotFo
         if engine == "OpenVINO":
             message += "; NVIDIA devices run bundles of edge-ad export --format onnx"
         else:
-            message += "; it needs pip install 'edge-ad[cuda]', and onnxruntime without -gpu uninstalled"
+            message += f"; it needs {pip_install('cuda')}, and onnxruntime without -gpu uninstalled"
     elif engine != "OpenVINO" and device != "CPU":
         message += "; Intel devices run bundles of edge-ad export --format openvino"
     return DeviceNotFoundError(message)

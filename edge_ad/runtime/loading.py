@@ -76,6 +76,7 @@ def load(
         cache_dir=None if cache_dir is None else Path(cache_dir),
         memory_budget=memory_budget,
     )
+    detector.manifest_digest = found.manifest_digest
     if self_test:
         try:
             verify_bundle(detector, found)

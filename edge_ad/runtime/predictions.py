@@ -132,13 +132,18 @@ def predict_files(
     One image and its result are held at a time, and one file is open.
     """
     _write_results(output, "w", "")
+    judge = {
+        "manifest_digest": detector.manifest_digest,
+        "raw_threshold": detector.manifest.normalisation.score.threshold,
+    }
     for name, path in images:
-        record: dict[str, Any] = {"source": str(path), "time_utc": datetime.now(UTC).isoformat()}
+        record: dict[str, Any] = {"source": str(path), "time_utc": datetime.now(UTC).isoformat(), **judge}
         try:
             image = read_image(path, pixel_format)
             result = _inspect(detector, image, name, path)
         except (UnreadableImageError, PixelFormatError, NonFiniteOutputError) as error:
-            record |= {"verdict": Verdict.ERROR, "error": str(error)}
+            # Whoever sorts by the label alone must not let pass what was not inspected
+            record |= {"verdict": Verdict.ERROR, "pred_label": True, "error": str(error)}
             prediction = Prediction(name, path, None, error)
         else:
             record |= _record(result)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from edge_ad.bundle.graph_files import GraphFiles
 from edge_ad.bundle.manifest import Format
-from edge_ad.errors import EngineMissingError, InputError
+from edge_ad.errors import EngineMissingError, InputError, pip_install
 from edge_ad.runtime.session import ExecutionPrecision, Session
 
 
@@ -37,8 +37,7 @@ def import_engine(graph_format: Format) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         raise EngineMissingError(
-            f"{graph_format} graphs need {package}, which cannot be imported ({error}); "
-            f"pip install 'edge-ad[{package}]'"
+            f"{graph_format} graphs need {package}, which cannot be imported ({error}); {pip_install(package)}"
         ) from error
 
 

@@ -51,7 +51,7 @@ def test_a_linked_folder_is_a_bundle_too(tiny_bundle: Write, tmp_path: Path) -> 
 def test_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleNotFoundError, match="gone is not a bundle: no such folder"):
         read_bundle(tmp_path / "gone")
-    with pytest.raises(BundleNotFoundError, match=r"has no manifest.json"):
+    with pytest.raises(BundleNotFoundError, match=r"has no manifest.json$"):
         read_bundle(tmp_path)
     (tmp_path / "file").write_text("{}")
     with pytest.raises(BundleNotFoundError, match="no such folder"):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from tiny_bundle import edit_manifest, tiny_manifest, tiny_setup
 
+import edge_ad
 from edge_ad.bundle.files import read_manifest
 from edge_ad.bundle.manifest import Format, Fusion, Manifest, Scale
 from edge_ad.cli import verify
 from edge_ad.data.synthetic import write_synthetic
+from edge_ad.errors import BundleNotFoundError
+from edge_ad.imaging import write_png
 
 
 @pytest.mark.parametrize("graph_format", Format)
@@ -106,6 +110,20 @@ def test_a_folder_that_is_no_bundle(run, tmp_path, command):
     code, _, err = run(command, tmp_path)
     assert code == 2
     assert err == f"error: {tmp_path} is not a bundle: it has no manifest.json\n"
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["verify"], ["predict", "photos", "-o", "out"]], ids=lambda c: c[0])
+def test_a_run_where_a_bundle_is_wanted(run, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    write_png(tmp_path / "photos" / "grey.png", np.full((9, 9, 3), 90, np.uint8))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    code, out, err = run(command[0], "run", *command[1:])
+    assert (code, out) == (2, "")
+    remedy = "it is a run: make a bundle of it with edge-ad export"
+    assert err == f"error: run is not a bundle: it has no manifest.json; {remedy}\n"
+    with pytest.raises(BundleNotFoundError, match=remedy):
+        edge_ad.load("run")
 
 
 def test_what_is_evaluated_may_be_a_run_or_a_bundle(run, tmp_path):

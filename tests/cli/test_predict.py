@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_a_corrupt_image_among_many(run, bundle, images, tmp_path):
     assert last.startswith("error: 1 of 3 images could not be inspected")
     grey, hurt, noise = records(tmp_path / "out")
     assert hurt["error"].endswith("the file is truncated; copy it again")
-    assert hurt.keys() == {"source", "time_utc", "verdict", "error"}
+    assert (hurt["verdict"], hurt["pred_label"]) == ("error", True)  # not known to be good
     assert "error" not in grey | noise
 
 
@@ -125,8 +126,30 @@ def test_an_image_without_a_verdict_does_not_stop_the_others(run, bundle, images
     assert "error: 1 of 2 images could not be inspected" in err
     grey, noise = records(tmp_path / "out")
     assert grey["pred_label"] is False
-    assert noise.keys() == {"source", "time_utc", "verdict", "error"}
+    assert (noise["verdict"], noise["pred_label"]) == ("error", True)
     assert noise["error"].startswith(message)
+
+
+def test_the_guide_names_every_field(run, bundle, images, tmp_path):
+    (images / "hurt.png").write_bytes(b"")
+    run("predict", bundle, images, "-o", tmp_path / "out")
+    grey, hurt, _ = records(tmp_path / "out")
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text(encoding="utf-8")
+    _, _, table = guide.partition("| field of `results.jsonl` |")
+    rows = [row.strip("|").split("|") for row in table.partition("\n\n")[0].splitlines()[2:]]
+    fields = {name: where.split() for names, where, _ in rows for name in re.findall(r"`(\w+)`", names)}
+    assert {name for name, where in fields.items() if "results" in where} == grey.keys()
+    assert {name for name, where in fields.items() if "errors" in where} == hurt.keys()
+
+
+def test_lines_name_the_bundle_and_its_threshold(run, bundle, images, tmp_path):
+    (images / "hurt.png").write_bytes(b"")
+    run("predict", bundle, images, "-o", tmp_path / "out")
+    for record in records(tmp_path / "out"):
+        assert record["raw_threshold"] == 0.8
+        assert record["manifest_digest"] == json.loads((bundle / "manifest.json").read_text())["digest"][:16]
+    with edge_ad.load(bundle) as detector:
+        assert detector.with_normalisation(detector.manifest.normalisation).manifest_digest is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other file systems take no such name")

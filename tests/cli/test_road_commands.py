@@ -14,6 +14,9 @@ from tiny_bundle import tiny_manifest
 
 from edge_ad.bundle.manifest import Format, InputSpec, Manifest, Precision
 from edge_ad.data.synthetic import write_synthetic
+from edge_ad.errors import OutputWriteError
+from edge_ad.evaluation import evaluate as evaluation
+from edge_ad.evaluation import report
 from edge_ad.imaging import read_image, write_png
 from edge_ad.methods import METHODS
 from edge_ad.training.run_detector import RAW, run_manifest
@@ -52,6 +55,10 @@ def test_a_region_of_interest_goes_all_the_way(run, plates: Path, tmp_path: Path
     code, out, err = run("train", *options[:-3], tmp_path / "black.png", "-o", tmp_path / "never")
     assert (code, out) == (2, "")
     assert "black.png: all is black; paint black what is to be left out, and white where to look" in err
+    write_png(tmp_path / "wide.png", where[:50])
+    code, out, err = run("train", *options[:-3], tmp_path / "wide.png", "-o", tmp_path / "never")
+    assert (code, out) == (2, "")
+    assert "wide.png is 50x100, but the images are 64x64; draw the region on one of them, at any scale" in err
 
 
 def test_the_road(run, plates: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -210,6 +217,31 @@ def test_training_images_that_are_gone_can_be_replaced(run, plates: Path, traine
     assert "put it back, or name --calibration DIR" in err
     good = plates / "train" / "good"
     assert run("export", trained, "--precision", "fp32", "--calibration", good, "-o", tmp_path / "b").code == 0
+
+
+def test_evaluate_checks_its_targets_before_the_work(
+    run, plates: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("worked first"))
+    (tmp_path / "file").write_text("mine")
+    for target in (("-o", tmp_path / "file"), ("--json", tmp_path / "file" / "x.json"), ("--json", tmp_path)):
+        code, out, err = run("evaluate", trained, "--data", plates, *target)
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert err.startswith("error: cannot write ")
+
+
+def test_evaluate_shows_its_figures_before_it_writes_them(
+    run, plates: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object, **__: object) -> None:
+        raise OutputWriteError("cannot write: No space left on device")
+
+    monkeypatch.setattr(report, "write_report", full)
+    evaluated = ("evaluate", trained, "--data", plates, "-o", tmp_path / "report")
+    code, out, err = run(*evaluated)
+    assert (code, err) == (1, "error: cannot write: No space left on device\n")
+    assert "| image | AUROC |" in out
+    assert run(*evaluated, "--json", "-").json["image"]["auroc"] >= 0
 
 
 def test_bad_heads_are_one_line(run, plates: Path, trained: Path):

