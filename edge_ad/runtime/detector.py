@@ -84,7 +84,8 @@ class Detector:
 
     Attributes:
         grid: the tile plan.
-        manifest_digest: first 16 digits of the digest of the bundle's manifest.json, which names thresholds and graphs; None where the detector was not loaded from a bundle, or has other thresholds.
+        manifest_digest: first 16 digits of the digest of the bundle's manifest.json, which names thresholds and graphs;
+            None where the detector was not loaded from a bundle, or has other thresholds.
 
     Raises:
         BundleError: inputs or outputs of a session are not those of the manifest's tiles.
