@@ -454,6 +454,19 @@ def test_a_standby_may_report() -> None:
     results = _run(detector, [_image(seed) for seed in range(3)], policy=policy, standby=standby)
     assert [result.fault for result in results] == [Fault.INFERENCE, Fault.NON_FINITE, Fault.INFERENCE]
     assert [result.verdict is Verdict.ERROR for result in results] == [False, True, False]
+    assert [result.device for result in results] == ["CPU"] * 3
+
+
+def test_a_standby_reports_what_is_no_frame_of_its_stream_too() -> None:
+    detector, standby = _faulty(_on("GPU.0"), {0: "raise"}), _on("CPU")
+    policy = FaultPolicy(inference="fall_back", frame="report", changed="report")
+    source = [np.zeros((3, 3)), _image(0), CHANGED["size"]]
+    results = _run(detector, source, policy=policy, standby=standby)
+    assert [(result.fault, result.device) for result in results] == [
+        (Fault.FRAME, "GPU.0"),
+        (Fault.INFERENCE, "CPU"),
+        (Fault.CHANGED, "CPU"),
+    ]
 
 
 def test_a_closed_detector_is_no_fault_of_the_engine() -> None:
