@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from queue import Empty
 from typing import Any, NamedTuple, Protocol
@@ -33,7 +33,6 @@ class Frame(NamedTuple):
 Frames = Iterable[NDArray[Any] | Frame | None]
 Source = Frames | Callable[[], Frames]  # a callable opens it: once at the start, and again where it is lost
 
-_NOT_YET = Frame(None)  # of `frames_from`: no frame, and no fault either; capture looks whether it is to end
 _POLL_S = 0.1
 _NO_FRAME_PAUSE_S = 0.005  # a camera that gives None without waiting must not keep a core busy
 
@@ -54,21 +53,38 @@ class FrameQueue(Protocol):
         """The next item. Raises ``queue.Empty`` after ``timeout`` seconds without one."""
 
 
-def frames_from(queue: FrameQueue) -> Generator[NDArray[Any] | Frame | None]:
+class _FramesFrom:
+    """See `frames_from`."""
+
+    def __init__(self, queue: FrameQueue) -> None:
+        self._queue = queue
+
+    def __iter__(self) -> Iterator[NDArray[Any] | Frame]:
+        while (given := self._queue.get()) is not None:
+            yield given
+
+    def until(self, stopped: threading.Event) -> Generator[NDArray[Any] | Frame]:
+        """The same, until ``stopped`` is set, also while none comes; then no frame is taken any more."""
+        while not stopped.is_set():
+            try:
+                given = self._queue.get(timeout=_POLL_S)
+            except Empty:
+                continue
+            if given is None:
+                return
+            yield given
+
+
+def frames_from(queue: FrameQueue) -> Iterable[NDArray[Any] | Frame]:
     """The frames that a camera's callback puts into ``queue``: bare arrays or `Frame`; None ends them.
 
-    For `Detector.stream`. While it waits it looks every 0.1 s whether its stream was closed: a closed stream takes no
-    frame any more, and another one can go on with the queue. It would leave a source that blocks, such as
-    ``iter(queue.get, sentinel)``, behind in a thread that swallows the next frame.
+    For `Detector.stream`, which looks every 0.1 s whether it was closed while it waits for one: a closed stream takes
+    no frame any more, and another one can go on with the queue.
+
+    A generator may turn or crop the frames on their way, such as ``(frame[::-1] for frame in frames_from(queue))``. As
+    any source that blocks, it notices only at its next frame that its stream was closed, and that frame is lost.
     """
-    while True:
-        try:
-            given = queue.get(timeout=_POLL_S)
-        except Empty:
-            given = _NOT_YET
-        if given is None:
-            return
-        yield given
+    return _FramesFrom(queue)
 
 
 def check_source(source: Source, policy: FaultPolicy) -> None:
@@ -88,7 +104,7 @@ def capture(
         source: see `Detector.stream`.
         policy: of it `Fault.NO_FRAME`, `Fault.SOURCE` and the pauses.
         ledger: counts and logs.
-        stopped: ends a pause, and with it the frames.
+        stopped: ends a pause, and waiting for a queue of `frames_from`; with them the frames.
         copy: see `Detector.stream`.
 
     Raises:
@@ -101,12 +117,8 @@ def capture(
         fault = Fault.SOURCE
         error: Exception | None = None  # the source ended
         try:
-            with closing(_opened(source)) as frames:
+            with closing(_opened(source, stopped)) as frames:
                 for given in frames:
-                    if given is _NOT_YET:
-                        if stopped.is_set():
-                            return
-                        continue
                     pixels, frame_id, info = given if isinstance(given, Frame) else Frame(given)
                     if pixels is not None:
                         ledger.count("captured")
@@ -125,7 +137,8 @@ def capture(
                         return
         except Exception as raised:  # noqa: BLE001 - raised again below, unless the policy opens the source again
             error = raised
-        if error is None and policy[fault] != Action.REOPEN and (count or not callable(source)):
+        is_end = policy[fault] != Action.REOPEN and (count or not callable(source))
+        if error is None and (is_end or stopped.is_set()):
             return
         action = policy[fault] if count else Action.RAISE
         ledger.fault(fault, action, f"after {count} frames: {error or 'the source ended'}")
@@ -143,14 +156,14 @@ def capture(
         ledger.count("reopened")
 
 
-def _opened(source: Source) -> Generator[NDArray[Any] | Frame | None]:
+def _opened(source: Source, stopped: threading.Event) -> Generator[NDArray[Any] | Frame | None]:
     """The frames of ``source``. What was opened here is closed here, for a camera must be free before it opens again;
     what was given is its owner's to close.
     """
     frames = source() if callable(source) else source
     try:
-        for frame in frames:  # noqa: UP028 - `yield from` closes what it reads from
-            yield frame
+        for frame in frames.until(stopped) if isinstance(frames, _FramesFrom) else frames:  # noqa: UP028 - see below
+            yield frame  # `yield from` closes what it reads from
     finally:
         if callable(source) and hasattr(frames, "close"):
             frames.close()

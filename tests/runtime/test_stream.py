@@ -236,6 +236,48 @@ def test_frames_of_a_queue() -> None:
     assert queue.qsize() == 1
 
 
+def test_frames_of_a_queue_may_be_worked_on_on_their_way() -> None:
+    """Also where the camera pauses: nothing but frames comes out of it."""
+    detector = fake_detector(tiny_manifest())
+    queue: SimpleQueue[Any] = SimpleQueue()
+    stream = detector.stream((frame[::-1] for frame in frames_from(queue)), color="rgb")
+    queue.put(some_image(SETUP, 0))
+    results = [next(stream)]
+    time.sleep(0.25)
+    for given in (some_image(SETUP, 1), None):
+        queue.put(given)
+    results.extend(stream)
+    for index, result in enumerate(results):
+        np.testing.assert_array_equal(result.frame, some_image(SETUP, index)[::-1])
+    assert len(results) == 2
+
+
+def test_a_queue_that_was_opened_is_not_lost_when_its_stream_is_closed() -> None:
+    """Before its first frame and after it, whatever would be done about a camera that ends."""
+    for frames in (0, 1):
+        for policy in (FaultPolicy(), FaultPolicy(source="reopen")):
+            queue: SimpleQueue[Any] = SimpleQueue()
+            opened = threading.Event()
+
+            def camera(queue: SimpleQueue[Any] = queue, opened: threading.Event = opened) -> Any:
+                opened.set()
+                return frames_from(queue)
+
+            detector = fake_detector(tiny_manifest())
+            stream = detector.stream(camera, color="rgb", policy=policy)
+            for index in range(frames):
+                queue.put(some_image(SETUP, index))
+            thread, came = _read_in_thread(stream)
+            assert opened.wait(10)
+            wait_until(lambda: detector.stats().results == frames)  # noqa: B023 - waited for here
+            stream.close()
+            thread.join(10)
+            assert came[frames:] == ["end"]
+            assert not stream_threads()
+            queue.put(some_image(SETUP, 7))
+            assert (queue.qsize(), detector.stats().faults) == (1, {})
+
+
 def test_a_closed_stream_leaves_a_queues_frames_to_the_next_one() -> None:
     detector = fake_detector(tiny_manifest())
     queue: SimpleQueue[Any] = SimpleQueue()
