@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from queue import Empty
 from typing import Any, NamedTuple, Protocol
 
@@ -31,7 +31,8 @@ class Frame(NamedTuple):
 
 
 Frames = Iterable[NDArray[Any] | Frame | None]
-Source = Frames | Callable[[], Frames]  # a callable opens it: once at the start, and again where it is lost
+# A callable opens it: once at the start, and again where it is lost
+Source = Frames | Callable[[], Frames | AbstractContextManager[Frames]]
 
 _POLL_S = 0.1
 _NO_FRAME_PAUSE_S = 0.005  # a camera that gives None without waiting must not keep a core busy
@@ -160,10 +161,19 @@ def _opened(source: Source, stopped: threading.Event) -> Generator[NDArray[Any] 
     """The frames of ``source``. What was opened here is closed here, for a camera must be free before it opens again;
     what was given is its owner's to close.
     """
-    frames = source() if callable(source) else source
-    try:
+    with ExitStack() as stack:
+        frames = _entered(source(), stack) if callable(source) else source
         for frame in frames.until(stopped) if isinstance(frames, _FramesFrom) else frames:  # noqa: UP028 - see below
             yield frame  # `yield from` closes what it reads from
-    finally:
-        if callable(source) and hasattr(frames, "close"):
-            frames.close()
+
+
+def _entered(opened: Frames | AbstractContextManager[Frames], stack: ExitStack) -> Frames:
+    """The frames of what a callable opened. ``stack`` closes it: by its ``__exit__`` where it is a context manager, for
+    entering may be what opens it; else by its ``close``, else by its ``release``.
+    """
+    if isinstance(opened, AbstractContextManager):
+        return stack.enter_context(opened)
+    close = getattr(opened, "close", None) or getattr(opened, "release", None)
+    if close is not None:
+        stack.callback(close)
+    return opened

@@ -274,8 +274,10 @@ class Detector:
 
         Args:
             source: any iterable of frames, which stays its owner's to close; or a callable that opens one, so that
-                the policy can open it again. For a camera that calls back see `edge_ad.frames_from`. Bare arrays
-                are numbered from 0; a `Frame` brings its own ``frame_id``, and what else its camera knows.
+                the policy can open it again. What it opened is closed: by leaving it where it is a context manager,
+                which is entered first and gives the frames; else by its ``close()``, else by its ``release()``.
+                For a camera that calls back see `edge_ad.frames_from`. Bare arrays are numbered from 0; a `Frame`
+                brings its own ``frame_id``, and what else its camera knows.
             color, bits: as for one frame.
             drop: what gives way when frames come faster than results: ``"never"`` (the source waits), ``"oldest"``
                 or ``"newest"`` of those in the queue.

@@ -175,6 +175,69 @@ def test_what_was_given_stays_open_and_what_was_opened_is_closed() -> None:
     assert (given.closed, opened.closed) == (0, 1)
 
 
+class _Device:
+    """A camera that one reader at a time may open, and how it was told that it is free."""
+
+    def __init__(self) -> None:
+        self.held = False
+        self.freed: list[str] = []
+
+    def hold(self) -> None:
+        assert not self.held
+        self.held = True
+
+    def free(self, by: str) -> None:
+        self.held = False
+        self.freed.append(by)
+
+
+class _Handle:
+    """Opened as it is made; one frame, then the cable is pulled."""
+
+    def __init__(self, device: _Device) -> None:
+        self.device = device
+        if not hasattr(self, "__enter__"):
+            device.hold()
+
+    def __iter__(self) -> Iterator[Any]:
+        yield some_image(SETUP)
+        raise OSError("cable pulled")
+
+
+class _Releases(_Handle):
+    """As OpenCV's."""
+
+    def release(self) -> None:
+        self.device.free("release")
+
+
+class _Closes(_Releases):
+    def close(self) -> None:
+        self.device.free("close")
+
+
+class _Enters(_Closes):
+    """Opened by ``with`` alone."""
+
+    def __enter__(self) -> Iterator[Any]:
+        self.device.hold()
+        return iter(self)
+
+    def __exit__(self, *error: object) -> None:
+        self.device.free("exit")
+
+
+@pytest.mark.parametrize(("handle", "by"), [(_Releases, "release"), (_Closes, "close"), (_Enters, "exit")])
+def test_what_was_opened_is_freed_before_it_opens_again(handle: type[_Handle], by: str) -> None:
+    device = _Device()
+    policy = FaultPolicy(source="reopen", reopen_first_s=0.001, reopen_attempts=3)
+    stream = fake_detector(tiny_manifest()).stream(lambda: handle(device), color="rgb", policy=policy)
+    assert [next(stream).frame_id for _ in range(3)] == [0, 1, 2]
+    stream.close()
+    assert not device.held
+    assert set(device.freed) == {by}
+
+
 def test_streams_add_up() -> None:
     detector = fake_detector(tiny_manifest())
     for _ in range(2):
