@@ -89,9 +89,29 @@ def frames_from(queue: FrameQueue) -> Iterable[NDArray[Any] | Frame]:
 
 
 def check_source(source: Source, policy: FaultPolicy) -> None:
-    """Raise `InputError` where ``policy`` opens ``source`` again and it is no callable."""
-    if Action.REOPEN in policy.actions and not callable(source):
+    """Raise `InputError` where ``source`` neither gives frames nor is a callable, or ``policy`` asks for a callable."""
+    if callable(source):
+        return
+    _check_frames(source, "source")
+    if Action.REOPEN in policy.actions:
         raise InputError("reopen: expected a callable that opens the source, such as lambda: frames('rtsp://...')")
+
+
+def _check_frames(frames: object, name: str) -> None:
+    """Raise `InputError` where ``frames`` is a single one, or nothing to iterate over for frames. It is not touched."""
+    if isinstance(frames, Frame) or (isinstance(frames, np.ndarray) and _is_one_frame(frames)):
+        raise InputError(f"{name}: expected an iterable of frames, but got a single one; call the detector with it")
+    can_iterate = hasattr(frames, "__iter__") or hasattr(frames, "__getitem__")
+    if isinstance(frames, str | bytes) or not can_iterate:
+        raise InputError(
+            f"{name}: expected an iterable of frames, but got {type(frames).__name__}; for what OpenCV opens see "
+            "`frames` of samples/opencv_loop.py, for a camera that calls back edge_ad.frames_from"
+        )
+
+
+def _is_one_frame(array: NDArray[Any]) -> bool:
+    """(H, W), or (H, W, C) with as many channels as frames have; a stack of frames has one axis more."""
+    return array.ndim < 3 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
 
 
 def capture(
@@ -110,6 +130,7 @@ def capture(
 
     Raises:
         NoFrameError: the source gave None.
+        InputError: what a callable opened is nothing to iterate over for frames.
         SourceError: what a callable opened gave no frame at all, or none in as many attempts as the policy allows.
         What the source raises.
     """
@@ -172,8 +193,11 @@ def _entered(opened: Frames | AbstractContextManager[Frames], stack: ExitStack) 
     entering may be what opens it; else by its ``close``, else by its ``release``.
     """
     if isinstance(opened, AbstractContextManager):
-        return stack.enter_context(opened)
-    close = getattr(opened, "close", None) or getattr(opened, "release", None)
-    if close is not None:
-        stack.callback(close)
-    return opened
+        frames = stack.enter_context(opened)
+    else:
+        frames = opened
+        close = getattr(opened, "close", None) or getattr(opened, "release", None)
+        if close is not None:
+            stack.callback(close)
+    _check_frames(frames, "what the source opened")
+    return frames

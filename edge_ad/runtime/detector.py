@@ -294,7 +294,8 @@ class Detector:
 
         Raises:
             ColorError: unknown colour order.
-            InputError: an argument is out of range, or does not fit the others.
+            InputError: an argument is out of range, or does not fit the others; the source is nothing that gives
+                frames. What a callable opens is looked at with the first result.
         """
         check_source(source, policy)
         check_bits(bits)

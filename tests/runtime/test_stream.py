@@ -505,3 +505,51 @@ def test_bad_choices_are_told_at_once() -> None:
     for bits in (7, 17):
         with pytest.raises(InputError, match=f"bits: expected 8 to 16, but got {bits}"):
             detector.stream([], color="mono", bits=bits)
+
+
+class _VideoCapture:
+    """As OpenCV's: read, not iterated over."""
+
+    def __init__(self) -> None:
+        self.released = False
+
+    def release(self) -> None:
+        self.released = True
+
+
+WHAT = "expected an iterable of frames, but got"
+NO_SOURCES = [
+    (None, f"{WHAT} NoneType; for what OpenCV opens see `frames` of samples/opencv_loop.py"),
+    (0, f"{WHAT} int;"),
+    (_VideoCapture(), f"{WHAT} _VideoCapture;"),
+    (SimpleQueue(), f"{WHAT} SimpleQueue; .* for a camera that calls back edge_ad.frames_from"),
+    ("line.mp4", f"{WHAT} str;"),
+    (Path("line.mp4"), f"{WHAT} [A-Za-z]+Path;"),
+    (some_image(SETUP), f"{WHAT} a single one; call the detector with it"),
+    (some_image(SETUP)[:, :, 0], f"{WHAT} a single one"),
+    (Frame(some_image(SETUP)), f"{WHAT} a single one"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:pathlib.Path.__enter__:DeprecationWarning")
+@pytest.mark.parametrize(("source", "message"), NO_SOURCES)
+def test_what_gives_no_frames_is_told_at_once(source: Any, message: str) -> None:
+    """Before the first result is asked for, where it was given; with the first one, where it was opened."""
+    detector = fake_detector(tiny_manifest())
+    with pytest.raises(InputError, match=f"^source: {message}"):
+        detector.stream(source, color="rgb")
+    with pytest.raises(InputError, match=f"^what the source opened: {message}"):
+        next(detector.stream(lambda: source, color="rgb"))
+    assert getattr(source, "released", True)
+
+
+def test_a_stack_of_frames_and_a_sequence_are_sources() -> None:
+    class Sequence:
+        def __getitem__(self, index: int) -> Any:
+            return [*_frames(2)][index]
+
+    detector = fake_detector(tiny_manifest())
+    grey = np.stack([frame[:, :, 0] for frame in _frames(2)])
+    stacks = [(np.stack([*_frames(2)]), "rgb"), (grey, "mono"), (grey[..., None], "mono")]
+    for source, color in (*stacks, (Sequence(), "rgb")):
+        assert len([*detector.stream(source, color=color)]) == 2  # type: ignore[arg-type]
