@@ -271,7 +271,7 @@ class VerificationError(GateError):
 
 
 class FrameError(InputError):
-    """A frame has the wrong rank, dtype or number of channels for its declared colour."""
+    """A frame has the wrong rank, dtype or number of channels for its declared colour, or not its declared bits."""
 
 
 class FrameChangedError(FrameError):

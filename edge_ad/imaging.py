@@ -26,6 +26,7 @@ from edge_ad.errors import (
     DataNotFoundError,
     FrameError,
     ImageTooLargeError,
+    InputError,
     PixelFormatError,
     UnreadableImageError,
 )
@@ -125,11 +126,13 @@ def to_rgb(frame: NDArray[Any], color: Color | str, bits: int | None = None) -> 
     Args:
         frame: uint8 or uint16, (H, W, 3); with alpha (H, W, 4); for mono (H, W) or (H, W, 1).
         color: its channel order.
-        bits: significant bits of a uint16 frame (10, 12, 14, 16). Of its colours: alpha is not looked at.
+        bits: significant bits of a uint16 frame (10, 12, 14, 16). Of its colours: alpha is not looked at. None, or 8,
+            for a uint8 frame.
 
     Raises:
         ColorError: unknown colour order.
-        FrameError: rank, dtype or channels do not fit.
+        FrameError: rank, dtype, channels or bits do not fit.
+        InputError: ``bits`` are not 8 to 16.
     """
     return _rgb(*_eight_bits(frame, color, bits))
 
@@ -162,18 +165,31 @@ def _eight_bits(frame: NDArray[Any], color: Color | str, bits: int | None) -> tu
     return to_uint8(frame, bits), color
 
 
+def check_bits(bits: int | None) -> None:
+    """Raise `InputError` where ``bits`` are declared and are not 8 to 16."""
+    if bits is not None and bits not in range(8, 17):
+        raise InputError(f"bits: expected 8 to 16, but got {bits}")
+
+
 def to_uint8(pixels: NDArray[Any], bits: int | None) -> NDArray[np.uint8]:
     """``pixels`` in eight bits: uint8 as they are, uint16 of ``bits`` significant bits scaled and rounded.
 
     Raises:
-        FrameError: another dtype, uint16 without ``bits``, or values beyond them.
+        FrameError: another dtype, uint16 without ``bits``, uint8 with more than 8, or values beyond them.
+        InputError: ``bits`` are not 8 to 16.
     """
+    check_bits(bits)
     if pixels.dtype == np.uint8:
+        if bits is not None and bits > 8:
+            raise FrameError(
+                f"expected uint16 pixels of the declared {bits} bits, but got uint8; set the camera to give them, or "
+                "declare no bits"
+            )
         return pixels
     if pixels.dtype != np.uint16:
         raise FrameError(f"expected uint8 or uint16 pixels, but got {pixels.dtype}; convert them first")
-    if bits is None or not 8 <= bits <= 16:
-        raise FrameError(f"expected the significant bits (8 to 16) of uint16 pixels, but got {bits}; declare bits")
+    if bits is None:
+        raise FrameError("expected the significant bits (8 to 16) of uint16 pixels, but got none; declare bits")
     largest = 2**bits - 1
     if int(pixels.max(initial=0)) > largest:
         raise FrameError(f"a pixel of {int(pixels.max())} exceeds the declared {bits} bits; declare more bits")

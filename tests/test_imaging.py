@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edge_ad.errors import ColorError, DataNotFoundError, FrameError, PixelFormatError, UnreadableImageError
+from edge_ad.errors import ColorError, DataNotFoundError, FrameError, InputError, PixelFormatError, UnreadableImageError
 from edge_ad.imaging import (
     Alpha,
     PixelFormat,
@@ -361,8 +361,14 @@ def test_crops_and_mirrored_frames():
         (np.zeros((0, 7, 3), np.uint8), "rgb", None, r"got shape \(0, 7, 3\)"),
         (np.zeros((5, 7, 3), np.float32), "rgb", None, "expected uint8 or uint16 pixels, but got float32"),
         (np.zeros((5, 7), np.int64), "mono", 16, "expected uint8 or uint16 pixels, but got int64"),
-        (np.zeros((5, 7, 3), np.uint16), "rgb", None, r"expected the significant bits \(8 to 16\).*got None"),
-        (np.zeros((5, 7, 3), np.uint16), "rgb", 17, "got 17; declare bits"),
+        (
+            np.zeros((5, 7, 3), np.uint16),
+            "rgb",
+            None,
+            r"expected the significant bits \(8 to 16\).*got none; declare bits",
+        ),
+        (noise(5, 7), "mono", 12, "expected uint16 pixels of the declared 12 bits, but got uint8; set the camera"),
+        (noise(5, 7, 4), "bgra", 9, "expected uint16 pixels of the declared 9 bits"),
         (np.full((5, 7, 3), 1024, np.uint16), "rgb", 10, "a pixel of 1024 exceeds the declared 10 bits"),
         ([[0]], "mono", None, "expected a numpy array, but got list"),
     ],
@@ -370,6 +376,24 @@ def test_crops_and_mirrored_frames():
 def test_a_frame_that_is_not_what_was_declared(frame, color, bits, message):
     with pytest.raises(FrameError, match=message):
         to_rgb(frame, color, bits)
+
+
+@pytest.mark.parametrize("bits", [-1, 0, 7, 17, 99])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_bits_that_no_frame_has(dtype, bits):
+    with pytest.raises(InputError, match=f"bits: expected 8 to 16, but got {bits}"):
+        to_rgb(np.zeros((5, 7, 3), dtype), "rgb", bits)
+
+
+def test_eight_bits_may_be_declared_of_a_uint8_frame():
+    frame = noise(5, 7, 3)
+    assert to_rgb(frame, "rgb", 8) is frame
+
+
+def test_eight_bit_files_may_lie_among_deeper_ones(write):
+    """``--bits`` is for a folder: files of eight bits have eight whatever it says."""
+    pixels = noise(HEIGHT, WIDTH, 3)
+    np.testing.assert_array_equal(read_image(write(png(pixels)), PixelFormat(12)), pixels)
 
 
 @pytest.mark.parametrize("color", ["RGB", "argb", "", None])

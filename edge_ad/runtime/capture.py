@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing
 from queue import Empty
 from typing import Any, NamedTuple, Protocol
 
@@ -31,9 +31,9 @@ class Frame(NamedTuple):
 
 
 Frames = Iterable[NDArray[Any] | Frame | None]
-Source = Frames | Callable[[], Frames]  # a callable opens it: once at the start, and again where it is lost
+# A callable opens it: once at the start, and again where it is lost
+Source = Frames | Callable[[], Frames | AbstractContextManager[Frames]]
 
-_NOT_YET = Frame(None)  # of `frames_from`: no frame, and no fault either; capture looks whether it is to end
 _POLL_S = 0.1
 _NO_FRAME_PAUSE_S = 0.005  # a camera that gives None without waiting must not keep a core busy
 
@@ -54,27 +54,64 @@ class FrameQueue(Protocol):
         """The next item. Raises ``queue.Empty`` after ``timeout`` seconds without one."""
 
 
-def frames_from(queue: FrameQueue) -> Generator[NDArray[Any] | Frame | None]:
+class _FramesFrom:
+    """See `frames_from`."""
+
+    def __init__(self, queue: FrameQueue) -> None:
+        self._queue = queue
+
+    def __iter__(self) -> Iterator[NDArray[Any] | Frame]:
+        while (given := self._queue.get()) is not None:
+            yield given
+
+    def until(self, stopped: threading.Event) -> Generator[NDArray[Any] | Frame]:
+        """The same, until ``stopped`` is set, also while none comes; then no frame is taken any more."""
+        while not stopped.is_set():
+            try:
+                given = self._queue.get(timeout=_POLL_S)
+            except Empty:
+                continue
+            if given is None:
+                return
+            yield given
+
+
+def frames_from(queue: FrameQueue) -> Iterable[NDArray[Any] | Frame]:
     """The frames that a camera's callback puts into ``queue``: bare arrays or `Frame`; None ends them.
 
-    For `Detector.stream`. While it waits it looks every 0.1 s whether its stream was closed: a closed stream takes no
-    frame any more, and another one can go on with the queue. It would leave a source that blocks, such as
-    ``iter(queue.get, sentinel)``, behind in a thread that swallows the next frame.
+    For `Detector.stream`, which looks every 0.1 s whether it was closed while it waits for one: a closed stream takes
+    no frame any more, and another one can go on with the queue.
+
+    A generator may turn or crop the frames on their way, such as ``(frame[::-1] for frame in frames_from(queue))``. As
+    any source that blocks, it notices only at its next frame that its stream was closed, and that frame is lost.
     """
-    while True:
-        try:
-            given = queue.get(timeout=_POLL_S)
-        except Empty:
-            given = _NOT_YET
-        if given is None:
-            return
-        yield given
+    return _FramesFrom(queue)
 
 
 def check_source(source: Source, policy: FaultPolicy) -> None:
-    """Raise `InputError` where ``policy`` opens ``source`` again and it is no callable."""
-    if Action.REOPEN in policy.actions and not callable(source):
+    """Raise `InputError` where ``source`` neither gives frames nor is a callable, or ``policy`` asks for a callable."""
+    if callable(source):
+        return
+    _check_frames(source, "source")
+    if Action.REOPEN in policy.actions:
         raise InputError("reopen: expected a callable that opens the source, such as lambda: frames('rtsp://...')")
+
+
+def _check_frames(frames: object, name: str) -> None:
+    """Raise `InputError` where ``frames`` is a single one, or nothing to iterate over for frames. It is not touched."""
+    if isinstance(frames, Frame) or (isinstance(frames, np.ndarray) and _is_one_frame(frames)):
+        raise InputError(f"{name}: expected an iterable of frames, but got a single one; call the detector with it")
+    can_iterate = hasattr(frames, "__iter__") or hasattr(frames, "__getitem__")
+    if isinstance(frames, str | bytes) or not can_iterate:
+        raise InputError(
+            f"{name}: expected an iterable of frames, but got {type(frames).__name__}; for what OpenCV opens see "
+            "`frames` of samples/opencv_loop.py, for a camera that calls back edge_ad.frames_from"
+        )
+
+
+def _is_one_frame(array: NDArray[Any]) -> bool:
+    """(H, W), or (H, W, C) with as many channels as frames have; a stack of frames has one axis more."""
+    return array.ndim < 3 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
 
 
 def capture(
@@ -88,11 +125,12 @@ def capture(
         source: see `Detector.stream`.
         policy: of it `Fault.NO_FRAME`, `Fault.SOURCE` and the pauses.
         ledger: counts and logs.
-        stopped: ends a pause, and with it the frames.
+        stopped: ends a pause, and waiting for a queue of `frames_from`; with them the frames.
         copy: see `Detector.stream`.
 
     Raises:
         NoFrameError: the source gave None.
+        InputError: what a callable opened is nothing to iterate over for frames.
         SourceError: what a callable opened gave no frame at all, or none in as many attempts as the policy allows.
         What the source raises.
     """
@@ -101,12 +139,8 @@ def capture(
         fault = Fault.SOURCE
         error: Exception | None = None  # the source ended
         try:
-            with closing(_opened(source)) as frames:
+            with closing(_opened(source, stopped)) as frames:
                 for given in frames:
-                    if given is _NOT_YET:
-                        if stopped.is_set():
-                            return
-                        continue
                     pixels, frame_id, info = given if isinstance(given, Frame) else Frame(given)
                     if pixels is not None:
                         ledger.count("captured")
@@ -125,7 +159,8 @@ def capture(
                         return
         except Exception as raised:  # noqa: BLE001 - raised again below, unless the policy opens the source again
             error = raised
-        if error is None and policy[fault] != Action.REOPEN and (count or not callable(source)):
+        is_end = policy[fault] != Action.REOPEN and (count or not callable(source))
+        if error is None and (is_end or stopped.is_set()):
             return
         action = policy[fault] if count else Action.RAISE
         ledger.fault(fault, action, f"after {count} frames: {error or 'the source ended'}")
@@ -143,14 +178,26 @@ def capture(
         ledger.count("reopened")
 
 
-def _opened(source: Source) -> Generator[NDArray[Any] | Frame | None]:
+def _opened(source: Source, stopped: threading.Event) -> Generator[NDArray[Any] | Frame | None]:
     """The frames of ``source``. What was opened here is closed here, for a camera must be free before it opens again;
     what was given is its owner's to close.
     """
-    frames = source() if callable(source) else source
-    try:
-        for frame in frames:  # noqa: UP028 - `yield from` closes what it reads from
-            yield frame
-    finally:
-        if callable(source) and hasattr(frames, "close"):
-            frames.close()
+    with ExitStack() as stack:
+        frames = _entered(source(), stack) if callable(source) else source
+        for frame in frames.until(stopped) if isinstance(frames, _FramesFrom) else frames:  # noqa: UP028 - see below
+            yield frame  # `yield from` closes what it reads from
+
+
+def _entered(opened: Frames | AbstractContextManager[Frames], stack: ExitStack) -> Frames:
+    """The frames of what a callable opened. ``stack`` closes it: by its ``__exit__`` where it is a context manager, for
+    entering may be what opens it; else by its ``close``, else by its ``release``.
+    """
+    if isinstance(opened, AbstractContextManager):
+        frames = stack.enter_context(opened)
+    else:
+        frames = opened
+        close = getattr(opened, "close", None) or getattr(opened, "release", None)
+        if close is not None:
+            stack.callback(close)
+    _check_frames(frames, "what the source opened")
+    return frames

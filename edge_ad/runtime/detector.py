@@ -27,7 +27,7 @@ from edge_ad.errors import (
     InputError,
     NonFiniteOutputError,
 )
-from edge_ad.imaging import Color, resize, to_image
+from edge_ad.imaging import Color, check_bits, resize, to_image
 from edge_ad.records import from_plain
 from edge_ad.roi import Roi
 from edge_ad.runtime.background import Drop
@@ -174,11 +174,12 @@ class Detector:
                 uint8, or uint16 with ``bits``. Any size: it is resized to `image_size`.
             color: ``"rgb"``, ``"bgr"`` (OpenCV), ``"mono"``; ``"rgba"`` or ``"bgra"``, whose alpha is dropped.
                 Declared, never guessed.
-            bits: significant bits of a uint16 frame (10, 12, 16).
+            bits: significant bits of a uint16 frame (10, 12, 16); None, or 8, for a uint8 frame.
             frame_id: passed into the result.
 
         Raises:
             FrameError, ColorError: the frame is not what was declared.
+            InputError: ``bits`` are not 8 to 16.
             InferenceError: the engine failed, or the bundle's folder is gone and a memory budget makes heads take
                 turns; its kinds: `NonFiniteOutputError`, `DetectorClosedError`, `ForkedError`.
         """
@@ -276,8 +277,10 @@ class Detector:
 
         Args:
             source: any iterable of frames, which stays its owner's to close; or a callable that opens one, so that
-                the policy can open it again. For a camera that calls back see `edge_ad.frames_from`. Bare arrays
-                are numbered from 0; a `Frame` brings its own ``frame_id``, and what else its camera knows.
+                the policy can open it again. What it opened is closed: by leaving it where it is a context manager,
+                which is entered first and gives the frames; else by its ``close()``, else by its ``release()``.
+                For a camera that calls back see `edge_ad.frames_from`. Bare arrays are numbered from 0; a `Frame`
+                brings its own ``frame_id``, and what else its camera knows.
             color, bits: as for one frame.
             drop: what gives way when frames come faster than results: ``"never"`` (the source waits), ``"oldest"``
                 or ``"newest"`` of those in the queue.
@@ -294,11 +297,11 @@ class Detector:
 
         Raises:
             ColorError: unknown colour order.
-            InputError: an argument is out of range, or does not fit the others.
+            InputError: an argument is out of range, or does not fit the others; the source is nothing that gives
+                frames. What a callable opens is looked at with the first result.
         """
         check_source(source, policy)
-        if bits is not None and not 8 <= bits <= 16:
-            raise InputError(f"bits: expected 8 to 16, but got {bits}")
+        check_bits(bits)
         if queue_size < 1:
             raise InputError(f"queue_size: expected at least 1, but got {queue_size}")
         if (standby is not None) != (Action.FALL_BACK in policy.actions):

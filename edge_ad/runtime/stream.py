@@ -226,8 +226,7 @@ class _Inference:
 
     def _inspect(self, captured: Captured, cause: _Cause | None, changed: _Cause | None) -> _Outcome | None:
         """``cause``: why the standby has this frame. ``changed``: that of its format, already logged."""
-        detector = self._options.standby if cause else self._detector
-        assert detector is not None  # `Detector.stream` asks for one where the policy falls back
+        detector = self._detector_for(cause)
         frame, watch = captured.pixels, captured.watch
         try:
             raw = detector.infer(frame, color=self._options.color, bits=self._options.bits, watch=watch)
@@ -253,13 +252,19 @@ class _Inference:
             return None
         if action == Action.REPORT:
             self._ledger.count("reported")
-            return _Outcome(captured, self._detector, None, fault, str(error))
+            return _Outcome(captured, self._detector_for(cause), None, fault, str(error))
         if action == Action.FALL_BACK:
             found = _Cause(fault, str(error))
             if fault is Fault.INFERENCE:
                 self._lost = found  # an engine that failed is not trusted again
             return self._inspect(captured, found, changed)
         raise error
+
+    def _detector_for(self, cause: _Cause | None) -> Detector:
+        """Who has the frame: the standby where there is a ``cause``."""
+        detector = self._options.standby if cause else self._detector
+        assert detector is not None  # `Detector.stream` asks for one where the policy falls back
+        return detector
 
     def _check_format(self, frame: NDArray[Any]) -> _Cause | None:
         """Raise `FrameChangedError` for a frame unlike the first one; return it where such frames are accepted."""

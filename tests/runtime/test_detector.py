@@ -301,6 +301,8 @@ def test_deep_frames_need_their_bits() -> None:
     frame = np.full((46, 58), 1023, np.uint16)
     with pytest.raises(FrameError):
         detector(frame, color="mono")
+    with pytest.raises(InputError, match="bits: expected 8 to 16, but got 99"):
+        detector(frame, color="mono", bits=99)
     white = detector(np.full((46, 58), 255, np.uint8), color="mono")
     np.testing.assert_array_equal(detector(frame, color="mono", bits=10).raw_map, white.raw_map)
 

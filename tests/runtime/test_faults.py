@@ -306,10 +306,10 @@ def test_a_frame_unlike_the_first(name: str, action: str) -> None:
     source = [_image(0), CHANGED[name], _image(1)]
     if action == "raise":
         with pytest.raises(FrameChangedError, match=r"began with frames uint8 \(46, 58, 3\), but now gives uint"):
-            _run(detector, source, bits=12)
+            _run(detector, source)
         assert detector.stats().results == 1
     else:
-        results = _run(detector, source, bits=12, policy=FaultPolicy(changed=action))
+        results = _run(detector, source, policy=FaultPolicy(changed=action))
         assert [result.frame_id for result in results] == ([0, 2] if action == "skip" else [0, 1, 2])
         if action == "report":
             _is_error(results[1], Fault.CHANGED)
@@ -353,6 +353,15 @@ def test_what_is_no_frame_as_declared(frame: Any, action: str) -> None:
         _is_error(results.pop(0), Fault.FRAME)
     assert [result.frame_id for result in results] == [1, 2]
     assert all(result.fault is None for result in results)
+
+
+def test_a_camera_of_fewer_bits_than_declared() -> None:
+    """It fell back to Mono8, say."""
+    detector = fake_detector(MANIFEST)
+    with pytest.raises(FrameError, match="expected uint16 pixels of the declared 12 bits, but got uint8"):
+        _run(detector, [_image(0)], bits=12)
+    (result,) = _run(fake_detector(MANIFEST), [_image(0)], bits=12, policy=FaultPolicy(frame="report"))
+    _is_error(result, Fault.FRAME)
 
 
 def test_a_wrong_colour_is_a_mistake_of_the_program() -> None:
@@ -454,6 +463,19 @@ def test_a_standby_may_report() -> None:
     results = _run(detector, [_image(seed) for seed in range(3)], policy=policy, standby=standby)
     assert [result.fault for result in results] == [Fault.INFERENCE, Fault.NON_FINITE, Fault.INFERENCE]
     assert [result.verdict is Verdict.ERROR for result in results] == [False, True, False]
+    assert [result.device for result in results] == ["CPU"] * 3
+
+
+def test_a_standby_reports_what_is_no_frame_of_its_stream_too() -> None:
+    detector, standby = _faulty(_on("GPU.0"), {0: "raise"}), _on("CPU")
+    policy = FaultPolicy(inference="fall_back", frame="report", changed="report")
+    source = [np.zeros((3, 3)), _image(0), CHANGED["size"]]
+    results = _run(detector, source, policy=policy, standby=standby)
+    assert [(result.fault, result.device) for result in results] == [
+        (Fault.FRAME, "GPU.0"),
+        (Fault.INFERENCE, "CPU"),
+        (Fault.CHANGED, "CPU"),
+    ]
 
 
 def test_a_closed_detector_is_no_fault_of_the_engine() -> None:

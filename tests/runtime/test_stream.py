@@ -175,6 +175,69 @@ def test_what_was_given_stays_open_and_what_was_opened_is_closed() -> None:
     assert (given.closed, opened.closed) == (0, 1)
 
 
+class _Device:
+    """A camera that one reader at a time may open, and how it was told that it is free."""
+
+    def __init__(self) -> None:
+        self.held = False
+        self.freed: list[str] = []
+
+    def hold(self) -> None:
+        assert not self.held
+        self.held = True
+
+    def free(self, by: str) -> None:
+        self.held = False
+        self.freed.append(by)
+
+
+class _Handle:
+    """Opened as it is made; one frame, then the cable is pulled."""
+
+    def __init__(self, device: _Device) -> None:
+        self.device = device
+        if not hasattr(self, "__enter__"):
+            device.hold()
+
+    def __iter__(self) -> Iterator[Any]:
+        yield some_image(SETUP)
+        raise OSError("cable pulled")
+
+
+class _Releases(_Handle):
+    """As OpenCV's."""
+
+    def release(self) -> None:
+        self.device.free("release")
+
+
+class _Closes(_Releases):
+    def close(self) -> None:
+        self.device.free("close")
+
+
+class _Enters(_Closes):
+    """Opened by ``with`` alone."""
+
+    def __enter__(self) -> Iterator[Any]:
+        self.device.hold()
+        return iter(self)
+
+    def __exit__(self, *error: object) -> None:
+        self.device.free("exit")
+
+
+@pytest.mark.parametrize(("handle", "by"), [(_Releases, "release"), (_Closes, "close"), (_Enters, "exit")])
+def test_what_was_opened_is_freed_before_it_opens_again(handle: type[_Handle], by: str) -> None:
+    device = _Device()
+    policy = FaultPolicy(source="reopen", reopen_first_s=0.001, reopen_attempts=3)
+    stream = fake_detector(tiny_manifest()).stream(lambda: handle(device), color="rgb", policy=policy)
+    assert [next(stream).frame_id for _ in range(3)] == [0, 1, 2]
+    stream.close()
+    assert not device.held
+    assert set(device.freed) == {by}
+
+
 def test_streams_add_up() -> None:
     detector = fake_detector(tiny_manifest())
     for _ in range(2):
@@ -234,6 +297,48 @@ def test_frames_of_a_queue() -> None:
         queue.put(given)
     assert [result.frame_id for result in detector.stream(frames_from(queue), color="rgb")] == [0, "second"]
     assert queue.qsize() == 1
+
+
+def test_frames_of_a_queue_may_be_worked_on_on_their_way() -> None:
+    """Also where the camera pauses: nothing but frames comes out of it."""
+    detector = fake_detector(tiny_manifest())
+    queue: SimpleQueue[Any] = SimpleQueue()
+    stream = detector.stream((frame[::-1] for frame in frames_from(queue)), color="rgb")
+    queue.put(some_image(SETUP, 0))
+    results = [next(stream)]
+    time.sleep(0.25)
+    for given in (some_image(SETUP, 1), None):
+        queue.put(given)
+    results.extend(stream)
+    for index, result in enumerate(results):
+        np.testing.assert_array_equal(result.frame, some_image(SETUP, index)[::-1])
+    assert len(results) == 2
+
+
+def test_a_queue_that_was_opened_is_not_lost_when_its_stream_is_closed() -> None:
+    """Before its first frame and after it, whatever would be done about a camera that ends."""
+    for frames in (0, 1):
+        for policy in (FaultPolicy(), FaultPolicy(source="reopen")):
+            queue: SimpleQueue[Any] = SimpleQueue()
+            opened = threading.Event()
+
+            def camera(queue: SimpleQueue[Any] = queue, opened: threading.Event = opened) -> Any:
+                opened.set()
+                return frames_from(queue)
+
+            detector = fake_detector(tiny_manifest())
+            stream = detector.stream(camera, color="rgb", policy=policy)
+            for index in range(frames):
+                queue.put(some_image(SETUP, index))
+            thread, came = _read_in_thread(stream)
+            assert opened.wait(10)
+            wait_until(lambda: detector.stats().results == frames)  # noqa: B023 - waited for here
+            stream.close()
+            thread.join(10)
+            assert came[frames:] == ["end"]
+            assert not stream_threads()
+            queue.put(some_image(SETUP, 7))
+            assert (queue.qsize(), detector.stats().faults) == (1, {})
 
 
 def test_a_closed_stream_leaves_a_queues_frames_to_the_next_one() -> None:
@@ -400,3 +505,51 @@ def test_bad_choices_are_told_at_once() -> None:
     for bits in (7, 17):
         with pytest.raises(InputError, match=f"bits: expected 8 to 16, but got {bits}"):
             detector.stream([], color="mono", bits=bits)
+
+
+class _VideoCapture:
+    """As OpenCV's: read, not iterated over."""
+
+    def __init__(self) -> None:
+        self.released = False
+
+    def release(self) -> None:
+        self.released = True
+
+
+WHAT = "expected an iterable of frames, but got"
+NO_SOURCES = [
+    (None, f"{WHAT} NoneType; for what OpenCV opens see `frames` of samples/opencv_loop.py"),
+    (0, f"{WHAT} int;"),
+    (_VideoCapture(), f"{WHAT} _VideoCapture;"),
+    (SimpleQueue(), f"{WHAT} SimpleQueue; .* for a camera that calls back edge_ad.frames_from"),
+    ("line.mp4", f"{WHAT} str;"),
+    (Path("line.mp4"), f"{WHAT} [A-Za-z]+Path;"),
+    (some_image(SETUP), f"{WHAT} a single one; call the detector with it"),
+    (some_image(SETUP)[:, :, 0], f"{WHAT} a single one"),
+    (Frame(some_image(SETUP)), f"{WHAT} a single one"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:pathlib.Path.__enter__:DeprecationWarning")
+@pytest.mark.parametrize(("source", "message"), NO_SOURCES)
+def test_what_gives_no_frames_is_told_at_once(source: Any, message: str) -> None:
+    """Before the first result is asked for, where it was given; with the first one, where it was opened."""
+    detector = fake_detector(tiny_manifest())
+    with pytest.raises(InputError, match=f"^source: {message}"):
+        detector.stream(source, color="rgb")
+    with pytest.raises(InputError, match=f"^what the source opened: {message}"):
+        next(detector.stream(lambda: source, color="rgb"))
+    assert getattr(source, "released", True)
+
+
+def test_a_stack_of_frames_and_a_sequence_are_sources() -> None:
+    class Sequence:
+        def __getitem__(self, index: int) -> Any:
+            return [*_frames(2)][index]
+
+    detector = fake_detector(tiny_manifest())
+    grey = np.stack([frame[:, :, 0] for frame in _frames(2)])
+    stacks = [(np.stack([*_frames(2)]), "rgb"), (grey, "mono"), (grey[..., None], "mono")]
+    for source, color in (*stacks, (Sequence(), "rgb")):
+        assert len([*detector.stream(source, color=color)]) == 2  # type: ignore[arg-type]
