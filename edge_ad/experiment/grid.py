@@ -14,6 +14,7 @@ from edge_ad.bundle.manifest import ScoreMerge
 from edge_ad.data.layouts import LAYOUTS, SATURATED_LAYOUTS
 from edge_ad.errors import DataNotFoundError
 from edge_ad.experiment.config import BackboneEntry, BenchmarkEntry, Config, DatasetEntry, SetupEntry, Variant
+from edge_ad.experiment.named_files import PARAMETERS, digests
 from edge_ad.experiment.record import Identity
 from edge_ad.methods import method_class
 from edge_ad.methods.parameters import parameters
@@ -84,8 +85,14 @@ class Cell:
                 "parity_tolerance": config.parity_tolerance,
                 "benchmark": self.benchmark,
             }
-        plain: dict[str, Any] = to_plain({**self._training, **measured})
+        plain: dict[str, Any] = to_plain({**self._training, **measured, **self._files})
         return plain
+
+    @property
+    def _files(self) -> dict[str, dict[str, str]]:
+        """What the files are that settings name; nothing where they name none."""
+        found = digests({key: self.arguments[key] for key in PARAMETERS if key in self.arguments})
+        return {"files": found} if found else {}
 
     @property
     def _training(self) -> dict[str, Any]:

@@ -73,9 +73,9 @@ def make_plan(config: Config, folder: Path, *, recompute: bool = False) -> Plan:
         for identity in cell.identities:
             lines += 1
             record = found.get(identity)
-            if record is not None and record.settings != cell.settings(identity.precision):
+            if record is not None and not _alike(record.settings, here := cell.settings(identity.precision)):
                 if not recompute:
-                    raise _other_settings(folder, record, cell.settings(identity.precision))
+                    raise _other_settings(folder, record, here)
                 record = None
             if record is not None:
                 records.append(record)
@@ -168,6 +168,11 @@ def _check_parameters(config: Config) -> None:
         known = check_parameters(method_class(method), given)
         if fixed := [key for key in given if key in _FIXED and "backbone" in known]:
             raise ConfigError(f"parameters.{method}: {fixed[0]} belongs to backbones or seeds")
+
+
+def _alike(there: Mapping[str, object], here: Mapping[str, object]) -> bool:
+    """Whether a line's settings are a cell's. Lines of before files were told apart by their digests have none."""
+    return there == here or there == {key: value for key, value in here.items() if key != "files"}
 
 
 def _other_settings(folder: Path, record: Record, settings: Mapping[str, object]) -> ResultsError:

@@ -156,6 +156,40 @@ def test_settings_of_bundles_do_not_touch_torch(tmp_path: Path, computed: list[I
     assert {each.precision for each in computed} == {Variant.INT8}
 
 
+def test_other_weights_in_the_same_file_are_not_mixed(tmp_path: Path, computed: list[Identity]):
+    weights, photographs = tmp_path / "weights.safetensors", tmp_path / "photographs"
+    weights.write_bytes(b"one")
+    photographs.mkdir()
+    (photographs / "a.jpg").write_bytes(b"1")
+    parameters = {"efficient_ad": {"penalty_images": str(photographs)}}
+    config = some_config(
+        methods=["padim", "efficient_ad"], backbones=[{"weights": str(weights)}], parameters=parameters, seeds=[0]
+    )
+    run(config, tmp_path)
+    done = len(computed)
+    run(config, tmp_path)
+    assert len(computed) == done
+    (photographs / "b.jpg").write_bytes(b"22")
+    with pytest.raises(ResultsError, match=r"efficient_ad.* with other settings \(files: .*penalty_images"):
+        make_plan(config, tmp_path)
+    (photographs / "b.jpg").unlink()
+    assert not make_plan(config, tmp_path).jobs
+    weights.write_bytes(b"another")
+    with pytest.raises(ResultsError, match=r"padim.* with other settings \(files: .*weights"):
+        make_plan(config, tmp_path)
+
+
+def test_lines_of_before_files_were_told_apart_stay(tmp_path: Path, computed: list[Identity]):
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"one")
+    config = some_config(backbones=[{"weights": str(weights)}])
+    for cell in cells(config):
+        for identity in cell.identities:
+            settings = {key: value for key, value in cell.settings(identity.precision).items() if key != "files"}
+            store_of(tmp_path).append(make_record(identity, settings, ParityError("no")))
+    assert len(make_plan(config, tmp_path).records) == 8
+
+
 def test_killed_in_the_middle_it_continues_there(
     tmp_path: Path, computed: list[Identity], monkeypatch: pytest.MonkeyPatch
 ):
