@@ -96,8 +96,8 @@ class GradientModel(TileModel):
         steps, batch_size, learning_rate, keep_best: replace the schedule's.
         bf16: run convolutions and products of training steps in bfloat16, weights stay float32: up to twice the speed
             on machines that have it.
-        compiled: let torch compile the loss, its gradients with it, for what a GPU is busy with in a step; it takes
-            about half a minute first, and a C++ compiler, on a GPU Triton too.
+        compiled: let torch compile the loss and its gradients, so that a step keeps a GPU busy for less long. It takes
+            about half a minute first, and needs a C++ compiler, and Triton on a GPU.
 
     Raises:
         InputError: no such schedule, or a number that is not positive.
