@@ -11,6 +11,7 @@ import click
 from edge_ad.cli.options import (
     AmountType,
     cache_dir_option,
+    check_targets,
     device_option,
     memory_option,
     precision_option,
@@ -73,9 +74,7 @@ def command(
     from edge_ad.benchmarks.run import run_benchmark
     from edge_ad.errors import GateError, InputError
 
-    for path in (None if json_path == "-" else json_path, markdown_path, html_path):
-        if path is not None:
-            atomic.check_writable(Path(path))
+    check_targets(json_path, markdown_path, html_path)
     show_progress = no_progress if obj["quiet"] else plain_progress()
 
     def timed(run: Callable[..., Timed], what: object, **options: object) -> Timed:

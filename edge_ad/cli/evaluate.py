@@ -12,6 +12,7 @@ from edge_ad import atomic
 from edge_ad.cli.options import (
     SizeType,
     category_option,
+    check_targets,
     data_option,
     device_option,
     layout_option,
@@ -102,9 +103,7 @@ def command(
     dataset = read_dataset(data, layout, category, trains=False)
     if not dataset.test:
         raise EmptyDataError(f"{data} has no test images in layout {layout!r}")
-    for path in (None if json_path == "-" else json_path, output and output / REPORT_NAME):
-        if path is not None:
-            atomic.check_writable(Path(path))
+    check_targets(json_path, output and output / REPORT_NAME)
     defects_config = defects_config_of(dataset)
     losses: dict[str, Sequence[Losses]] = {}
     if (model / "run.json").exists():

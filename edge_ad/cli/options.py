@@ -124,6 +124,13 @@ def write_json(target: str, value: Any) -> None:
         atomic.write_json(Path(target), value)
 
 
+def check_targets(*targets: str | Path | None) -> None:
+    """`atomic.check_writable` of what is written once the work is done: of all but None, and "-" for stdout."""
+    for target in targets:
+        if target is not None and target != "-":
+            atomic.check_writable(Path(target))
+
+
 def write_table(rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()) -> None:
     """Rows to stdout, columns padded to one width; those whose numbers are in ``right`` to the right."""
     cells = [[str(cell) for cell in row] for row in rows]

@@ -91,7 +91,7 @@ class Cell:
     @property
     def _files(self) -> dict[str, dict[str, str]]:
         """What the files are that settings name; nothing where they name none."""
-        found = digests({key: self.arguments[key] for key in PARAMETERS if key in self.arguments})
+        found = digests({key: value for key, value in self.arguments.items() if key in PARAMETERS})
         return {"files": found} if found else {}
 
     @property

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from edge_ad.bundle.files import sha256_file
+from edge_ad.methods.parts.photographs import listing_digest
 
 PARAMETERS = ("weights", "second_weights", "penalty_images")  # of methods: those that may name a file or a folder
 _DIGITS = 16  # of 64: enough to tell files apart
@@ -23,6 +23,4 @@ def digests(named: Mapping[str, object]) -> dict[str, str]:
 def _digest(path: Path, modified_ns: int) -> str:
     if path.is_file():
         return sha256_file(path)[:_DIGITS]
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    listed = "\n".join(f"{file.relative_to(path).as_posix()} {file.stat().st_size}" for file in files)
-    return hashlib.sha256(listed.encode()).hexdigest()[:_DIGITS]
+    return listing_digest(path, sorted(file for file in path.rglob("*") if file.is_file()))[:_DIGITS]

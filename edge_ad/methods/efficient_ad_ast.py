@@ -181,8 +181,9 @@ class EfficientAdAst(AstModel):
         made = head.autoencoder(*placed)
         losses = [hard_loss(z, of_teacher) if self.hard else (z - of_teacher).square().mean()]
         losses += [(z - made).square().mean(), (made - of_autoencoder).square().mean()]
-        with left_alone(head.student):  # inference normalises by what normal tiles look like
-            losses += [head.imitations(shown)[0].square().mean() for shown in photographs]
+        for shown in photographs:
+            with left_alone(head.student):  # inference normalises by what normal tiles look like
+                losses.append(head.imitations(shown)[0].square().mean())
         return torch.stack(losses).sum()
 
     def finish(self, head: nn.Module, batches: Iterable[Inputs]) -> None:

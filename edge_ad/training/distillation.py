@@ -8,7 +8,6 @@ channel. Their network is padded with zeros here and unpadded where it is used; 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +28,7 @@ from edge_ad.methods.parts.backbone import Backbone
 from edge_ad.methods.parts.imitation import channel_statistics
 from edge_ad.methods.parts.patch_embedding import patch_embedding
 from edge_ad.methods.parts.pdn import layers_of, positions
-from edge_ad.methods.parts.photographs import luminance, photograph_files
+from edge_ad.methods.parts.photographs import listing_digest, luminance, photograph_files
 from edge_ad.methods.parts.seeding import seeded
 from edge_ad.progress import Progress, no_progress
 from edge_ad.training.run_folder import differences, load_tensors, save_tensors
@@ -100,7 +99,7 @@ def distil(
         raise InputError(f"{output}: a teacher is written as .safetensors")
     files = photograph_files(photographs)
     source = Backbone(settings.backbone, settings.layers, settings.weights, REDUCTIONS).to(device)
-    remarks = {"settings": json.dumps(asdict(settings) | {"photographs": _digest(photographs, files)})}
+    remarks = {"settings": json.dumps(asdict(settings) | {"photographs": listing_digest(photographs, files)})}
     with seeded(settings.seed):
         teacher = Teacher(layers_of(settings.size), mirror=True).to(device)
     student = _Student(teacher, source, settings, files, device)
@@ -240,9 +239,3 @@ class _Student:
 def _grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     grey = luminance(torch.from_numpy(image)).round().byte().numpy()
     return np.repeat(grey, 3, axis=2)
-
-
-def _digest(folder: Path, files: Sequence[Path]) -> str:
-    """Of names and sizes: the contents of a million photographs are not read for it."""
-    listed = "\n".join(f"{file.relative_to(folder)} {file.stat().st_size}" for file in files)
-    return hashlib.sha256(listed.encode()).hexdigest()

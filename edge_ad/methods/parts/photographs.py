@@ -6,6 +6,8 @@ and cropped from the middle, three in ten of them grey.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -34,6 +36,12 @@ def photograph_files(folder: Path) -> list[Path]:
     if files := [file for path in inner for file in image_files(path)]:
         return files
     raise EmptyDataError(f"no images in {folder}; name a folder of ordinary photographs")
+
+
+def listing_digest(folder: Path, files: Sequence[Path]) -> str:
+    """SHA-256 of the names below ``folder`` and the sizes of ``files``: nobody reads a million photographs for it."""
+    listed = "\n".join(f"{file.relative_to(folder)} {file.stat().st_size}" for file in files)
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 class Photographs:
