@@ -87,6 +87,7 @@ def _quantise(
     """``model`` but for the operations of these names, of these types, and `RESAMPLING`."""
     with quiet("nncf"), no_telemetry():
         import nncf
+        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
         quantised: Model = nncf.quantize(
             model,
@@ -95,5 +96,10 @@ def _quantise(
             preset=nncf.QuantizationPreset.PERFORMANCE,
             fast_bias_correction=fast_correction,
             ignored_scope=nncf.IgnoredScope(names=list(names), types=[*RESAMPLING, *types], validate=False),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                # To the extremes of all calibration tiles. NNCF's own ranges end at the mean of every tile's extremes
+                # and cut off what lies beyond: what is unlike the rest, which is what a detector looks for
+                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
+            ),
         )
     return quantised
