@@ -48,6 +48,28 @@ def claimed_pixels(content: bytes) -> int:
     raise ValueError("neither PNG, JPEG, BMP nor TIFF")
 
 
+def stored_size(content: bytes) -> tuple[int, int] | None:
+    """(height, width) that a PNG, JPEG or BMP is decoded to; None where that is for the decoder to say.
+
+    So it is with TIFF, which OpenCV turns as its orientation asks.
+
+    >>> stored_size(PNG + b"\\0\\0\\0\\rIHDR" + b"\\0\\0\\1\\0" + b"\\0\\0\\0\\2")
+    (2, 256)
+
+    Raises:
+        ValueError: see `claimed_pixels`.
+    """
+    if not claimed_pixels(content) or content.startswith(TIFF):
+        return None
+    if content.startswith(PNG):
+        width, height = struct.unpack_from(">II", content, 16)
+    elif content.startswith(JPEG):
+        height, width = max(_jpeg_sizes(content), key=lambda size: _product(*size))
+    else:
+        height, width = map(abs, _bmp_size(content))
+    return height, width
+
+
 def jpeg_scans(content: bytes) -> int:
     """Passes over all pixels that a JPEG asks for, 0 for other formats; a few of those counted may be of thumbnails."""
     # In coded data 0xFF is followed by 0: the marker is found by its two bytes

@@ -30,7 +30,7 @@ from edge_ad.errors import (
     PixelFormatError,
     UnreadableImageError,
 )
-from edge_ad.image_header import BIG_TIFF, claimed_pixels, jpeg_scans
+from edge_ad.image_header import BIG_TIFF, claimed_pixels, jpeg_scans, stored_size
 from edge_ad.tiling import Size
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
@@ -104,8 +104,11 @@ def read_image(path: Path, pixel_format: PixelFormat = PixelFormat()) -> NDArray
 
 
 def image_size(path: Path) -> Size:
-    """(H, W) of an image file. Raises `UnreadableImageError`."""
-    height, width = _decode(Path(path)).shape[:2]
+    """(H, W) of an image file, decoded only where its header does not tell. Raises as `read_image`."""
+    content = _read(Path(path))
+    _check_whole(path, content)
+    _check_claims(path, content)
+    height, width = stored_size(content) or _decode(Path(path)).shape[:2]
     return height, width
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from edge_ad import imaging
 from edge_ad.errors import ImageTooLargeError, InputError, UnreadableImageError
-from edge_ad.image_header import claimed_pixels, jpeg_scans
+from edge_ad.image_header import claimed_pixels, jpeg_scans, stored_size
 from edge_ad.imaging import read_image
 
 HEIGHT, WIDTH = 23, 31
@@ -31,6 +31,20 @@ def encoded(suffix: str, height: int = HEIGHT, width: int = WIDTH, *options: int
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif"])
 def test_what_opencv_wrote(suffix):
     assert claimed_pixels(encoded(suffix)) == HEIGHT * WIDTH
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])
+def test_the_size_it_is_decoded_to(suffix):
+    assert stored_size(encoded(suffix)) == (HEIGHT, WIDTH)
+
+
+def test_rows_of_a_bmp_from_top_to_bottom():
+    assert stored_size(patched(".bmp", 7, 9)) == (7, 9)
+
+
+def test_a_size_that_only_decoding_tells():
+    assert stored_size(encoded(".tif")) is None  # OpenCV turns it as its orientation asks
+    assert stored_size(patched(".jpg", 0, 9)) is None  # the number of rows follows the first scan
 
 
 def test_passes_of_a_jpeg():

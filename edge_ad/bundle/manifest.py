@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ad.errors import GeometryError, ManifestError, UnknownSchemaError
+from edge_ad.proportions import Proportions
 from edge_ad.records import from_plain, to_plain
 from edge_ad.setups import ExtractorScope, Setup
 from edge_ad.tiling import FeatureAxes, Location
@@ -113,6 +114,7 @@ class InputSpec:
     resize: str  # "area": cv2.INTER_AREA to shrink, cv2.INTER_LINEAR to enlarge
     bits: int | None = None  # significant ones of the 16-bit files it was trained on; None: all, or 8-bit files
     alpha: str = "drop"  # what was done with their alpha channels, see `edge_ad.imaging.Alpha`
+    proportions: Proportions | None = None  # of those files; None: an earlier release did not say
 
 
 @dataclass(frozen=True)
@@ -347,6 +349,11 @@ class Manifest:
         if self.input.bits not in (None, *range(8, 17)) or self.input.alpha not in ALPHAS:
             raise ManifestError(
                 f"manifest.json.input: expected 8 to 16 bits and alpha {', '.join(ALPHAS)}, but got {self.input}"
+            )
+        if self.input.proportions and not 0 < self.input.proportions[0] <= self.input.proportions[1]:
+            raise ManifestError(
+                f"manifest.json.input.proportions: expected two numbers above 0, the smaller one first, "
+                f"but got {list(self.input.proportions)}"
             )
         if not (0 < self.merge.seam_sigma_px <= SEAM_MAX_PX and 0 <= self.merge.seam_band <= 1):
             raise ManifestError(

@@ -39,7 +39,9 @@ def raw_values(
     """
     found = []
     for index, path in enumerate(paths):
-        raw = detector.raw(resize(read_image(path, pixel_format), detector.image_size)[None])
+        image = read_image(path, pixel_format)
+        detector.check_proportions((image.shape[0], image.shape[1]))
+        raw = detector.raw(resize(image, detector.image_size)[None])
         found.append(summary(raw.scores[0], raw.maps[0], detector.inside))
         progress(index + 1, len(paths), "images")
     return RawValues.of(found)

@@ -28,6 +28,7 @@ from edge_ad.errors import (
     NonFiniteOutputError,
 )
 from edge_ad.imaging import Color, check_bits, resize, to_image
+from edge_ad.proportions import misfit
 from edge_ad.records import from_plain
 from edge_ad.roi import Roi
 from edge_ad.runtime.background import Drop
@@ -122,6 +123,7 @@ class Detector:
         has_seams = merge.seam_band > 0 and len(self.grid) > 1
         self._smooth = SeamSmoother(self.grid, merge.seam_sigma_px, merge.seam_band) if has_seams else None
         self._pid = os.getpid()
+        self._misfit_told = False
         # Shared with the copies of `with_normalisation`:
         self._lock = threading.RLock()
         self._closed = threading.Event()
@@ -190,6 +192,7 @@ class Detector:
     def infer(self, frame: NDArray[Any], *, color: Color | str, bits: int | None, watch: Stopwatch) -> RawResult:
         """The first half of a call, which needs the engine: as `raw`, but neither smoothed nor fused."""
         image = to_image(frame, color, bits, self.image_size)
+        self.check_proportions((frame.shape[0], frame.shape[1]))
         watch.lap("convert")
         return self._merge_tiles(image[None], watch)
 
@@ -231,6 +234,12 @@ class Detector:
             is_normalised=norm.stage is not NormalisationStage.NONE,
             device=self.device,
         )
+
+    def check_proportions(self, frame: Size) -> None:
+        """Log, once, that frames (H, W) are not of the training images' proportions; where those are known."""
+        if not self._misfit_told and (reason := misfit(frame, self.manifest.input.proportions, self.image_size)):
+            self._misfit_told = True
+            LOGGER.warning(reason)
 
     def raw(self, images: NDArray[np.uint8]) -> RawResult:
         """Merged scores and maps of ``images`` uint8 (B, H, W, 3) RGB at `image_size`, 1 <= B <= `batch_size`.

@@ -35,6 +35,7 @@ from edge_ad.imaging import PixelFormat
 from edge_ad.methods import create_model
 from edge_ad.methods.parts.weights import fill
 from edge_ad.methods.tile_model import Losses, TileModel
+from edge_ad.proportions import Proportions
 from edge_ad.records import from_plain, to_plain
 from edge_ad.roi import Roi
 from edge_ad.setups import Setup
@@ -55,6 +56,7 @@ class DataSource:
     training: tuple[str, ...]  # file digests of the images the heads are fitted on
     held_out: tuple[str, ...]  # file digests of the normal images thresholds are fitted on
     roi: str | None = None  # digest of the run's roi.png
+    proportions: Proportions | None = None  # of the images; None: an earlier release did not say
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from edge_ad.errors import (
     TooFewImagesError,
 )
 from edge_ad.evaluation.thresholds import ThresholdRule
-from edge_ad.imaging import PixelFormat
+from edge_ad.imaging import PixelFormat, image_size
 from edge_ad.methods.tile_model import ImageFeatures, TileModel, TileStream, location_seed
 from edge_ad.progress import Progress, no_progress
+from edge_ad.proportions import proportions_of
 from edge_ad.roi import Roi
 from edge_ad.setups import Setup
 from edge_ad.tiling import Location
@@ -115,6 +116,7 @@ def read_training_images(
         fit.digests,
         held.digests,
         hashlib.sha256(roi.png()).hexdigest() if roi else None,
+        proportions_of(image_size(sample.path) for sample in (*dataset.train, *dataset.validation)),
     )
     if roi:
         fit_images, held_images = roi.paint(fit_images), roi.paint(held_images)

@@ -47,7 +47,7 @@ MANIFEST = Manifest(
     precision=Precision.INT8,
     method=Method("padim", "resnet18", {"layers": ["layer1", "layer2"], "components": 100}),
     setup=Setup("custom", (23, 58), (23, 31), (23, 27), Sharing.LOCATION),
-    input=InputSpec("rgb", "area"),
+    input=InputSpec("rgb", "area", proportions=(2.25, 2.5)),
     merge=Merge(ScoreMerge.MAX, 2.0, 0.1),
     normalisation=Normalisation(
         NormalisationStage.TILE,
@@ -194,8 +194,14 @@ def nested(depth: int) -> dict[str, Any]:
         (
             _with("bgr", "input", "color"),
             "manifest.json.input: expected color rgb and resize area, but got InputSpec(color='bgr', resize='area', "
-            "bits=None, alpha='drop')",
+            "bits=None, alpha='drop', proportions=(2.25, 2.5))",
         ),
+        (
+            _with([2.5, 2.25], "input", "proportions"),
+            "manifest.json.input.proportions: expected two numbers above 0, the smaller one first, but got [2.5, 2.25]",
+        ),
+        (_with([0, 1], "input", "proportions"), "manifest.json.input.proportions: expected two numbers above 0"),
+        (_with([1.0], "input", "proportions"), "manifest.json.input.proportions: expected 2 items, but got 1"),
         (_with(0, "input", "bits"), "manifest.json.input: expected 8 to 16 bits and alpha drop, black, white, but got"),
         (_with("keep", "input", "alpha"), "manifest.json.input: expected 8 to 16 bits and alpha drop, black, white"),
         (

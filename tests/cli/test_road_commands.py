@@ -122,7 +122,9 @@ def test_every_option_of_a_fitted_method_is_in_its_run(run, plates: Path, tmp_pa
     assert (setup["stride"], setup["sharing"], setup["extractor_scope"]) == ([16, 16], "all", "image")
     assert settings["config"]["layers"] == ["layer1", "layer2"]
     assert data["pixel_format"] == {"bits": 10, "alpha": "white"}
-    assert run_manifest(RunFolder.open(tmp_path / "run"), RAW).input == InputSpec("rgb", "area", bits=10, alpha="white")
+    assert run_manifest(RunFolder.open(tmp_path / "run"), RAW).input == InputSpec(
+        "rgb", "area", bits=10, alpha="white", proportions=(1.0, 1.0)
+    )
     files = sorted((plates / "train" / "good").iterdir())
     drawn = np.random.default_rng(7).permutation(10)[:4]
     assert data["held_out"] == [hashlib.sha256(files[i].read_bytes()).hexdigest() for i in sorted(drawn)]

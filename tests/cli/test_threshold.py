@@ -72,6 +72,16 @@ def test_thresholds_by_the_rule(run, bundle: Path, good: Path, bad: Path, tmp_pa
     assert run("threshold", bundle, "--good", good, "--overwrite", "-o", output).code == 0
 
 
+def test_images_of_other_proportions_are_told(run, bundle: Path, good: Path, tmp_path: Path, caplog):
+    manifest = read_bundle(bundle).manifest
+    write_manifest(bundle, replace(manifest, input=replace(manifest.input, proportions=(1.0, 1.0))))
+    for path in good.iterdir():
+        write_png(path, np.zeros((40, 80, 3), np.uint8))
+    assert run("threshold", bundle, "--good", good, "-o", tmp_path / "new.edgead").code == 0
+    (told,) = caplog.messages
+    assert told.startswith("frames of 40x80 are 2.00 times as wide as high, but the training images were 1.00 times")
+
+
 def test_overwrite_replaces_bundles_alone(run, bundle: Path, good: Path, tmp_path: Path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("mine")

@@ -14,13 +14,14 @@ import pytest
 from fake_session import FakeSession, fake_detector, session_of
 from numpy.typing import NDArray
 from scipy import ndimage
-from tiny_bundle import expected_tile, head_constants, some_image, tiny_manifest, tiny_setup
+from tiny_bundle import IMAGE_SIZE, expected_tile, head_constants, some_image, tiny_manifest, tiny_setup
 
 import edge_ad
 from edge_ad.bundle.files import read_bundle
 from edge_ad.bundle.graph_files import GraphFiles
 from edge_ad.bundle.manifest import (
     Format,
+    InputSpec,
     Manifest,
     Merge,
     Normalisation,
@@ -239,6 +240,23 @@ def test_the_threshold_is_half(threshold: float, label: bool) -> None:
     assert result.pred_label is label
     assert result.pred_label == (result.pred_score >= 0.5)
     assert result.pred_score == pytest.approx(0.5, abs=1e-3)
+
+
+def test_frames_of_other_proportions_than_the_training_images_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    detector = fake_detector(tiny_manifest(input=InputSpec("rgb", "area", proportions=(1.2, 1.5))))
+    for size in ((100, 120), (100, 150), (100, 115), (100, 157), IMAGE_SIZE):  # the last as resized by the caller
+        detector(np.zeros((*size, 3), np.uint8), color="rgb")
+    assert caplog.messages == []
+    for _ in range(2):
+        detector(np.zeros((100, 200, 3), np.uint8), color="rgb")
+        detector(np.zeros((200, 100), np.uint8), color="mono")
+    assert caplog.messages == [
+        "frames of 100x200 are 2.00 times as wide as high, but the training images were 1.20 to 1.50 times: "
+        "they are squeezed to 46x58 otherwise than those were; crop them alike"
+    ]
+    caplog.clear()
+    fake_detector(tiny_manifest())(np.zeros((100, 200, 3), np.uint8), color="rgb")  # nothing is known
+    assert caplog.messages == []
 
 
 def test_a_score_at_its_threshold_is_anomalous_however_it_is_scaled() -> None:

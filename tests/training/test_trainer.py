@@ -26,7 +26,7 @@ from edge_ad.errors import (
     RunMismatchError,
     TooFewImagesError,
 )
-from edge_ad.imaging import encode_png
+from edge_ad.imaging import encode_png, write_png
 from edge_ad.methods import create_model
 from edge_ad.setups import SETUPS, Sharing
 from edge_ad.tiling import WHOLE, Location
@@ -268,6 +268,14 @@ def test_a_layout_with_validation_images_holds_those_out(tmp_path):
     images = read(tmp_path, "loco")
     assert np.array_equal(images.fit, whole[:5])
     assert np.array_equal(images.held_out, whole[5:])
+
+
+def test_the_narrowest_and_the_widest_image_are_remembered(tmp_path):
+    for index, width in enumerate((50, 40, 44, 46)):
+        write_png(tmp_path / "train/good" / f"{index}.png", np.zeros((20, width, 3), np.uint8))
+    assert read(tmp_path / "train/good").source.proportions == (2.0, 2.5)
+    write_png(tmp_path / "validation/good/0.png", np.zeros((20, 60, 3), np.uint8))
+    assert read(tmp_path, "loco").source.proportions == (2.0, 3.0)
 
 
 @pytest.fixture
