@@ -32,6 +32,7 @@ from edge_ad.bundle.manifest import ScoreMerge
 from edge_ad.experiment.config import Variant
 from edge_ad.experiment.record import Outcome, Record
 from edge_ad.experiment.store import Store
+from edge_ad.exporters.parity import rank_correlation
 from edge_ad.methods import method_class
 from edge_ad.methods.gradient import GradientModel
 from edge_ad.setups import SETUPS
@@ -60,7 +61,8 @@ def aupro(outcome: Outcome) -> float | None:
 
 def table(records: Sequence[Record]) -> str:
     """A row per method and setup, setups in the paper's order."""
-    header = ("method", "setup", "steps", "seeds", *SETS.values(), "mean", "int8: mean", "drop", "MB", "training, s")
+    header = ("method", "setup", "steps", "seeds", *SETS.values(), "mean", "int8: mean", "drop", "order")
+    header += ("MB", "training, s")
     rows = [header, *(tuple(_cells(method, setup, of_row)) for method, setup, of_row in _rows(records))]
     if all(row[2] == "-" for row in rows[1:]):  # nothing here is trained by steps
         rows = [(*row[:2], *row[3:]) for row in rows]
@@ -235,6 +237,10 @@ def _cells(method: str, setup: str, records: Sequence[Record]) -> Iterable[str]:
         low, high = np.quantile(drawn[1:], [0.025, 0.975])
         return f"{drawn[0]:+.1f} ({low:+.1f} to {high:+.1f})"
 
+    def order() -> str:
+        pairs = [_pairs([record for record in records if record.identity.dataset == name]) for name in SETS]
+        return f"{fmean(fmean(_order(*pair) for pair in of_set) for of_set in pairs):.3f}" if all(pairs) else "-"
+
     seeds = {record.identity.seed for record in records}
     outcomes = [record.outcome for record in records if record.outcome]
     sizes = [each.size_bytes / 1e6 for each in outcomes if each.size_bytes is not None]  # torch has no bundle
@@ -247,6 +253,7 @@ def _cells(method: str, setup: str, records: Sequence[Record]) -> Iterable[str]:
     for variant in (Variant.TORCH, Variant.INT8):
         yield _pair(over_sets(variant, auroc), over_sets(variant, aupro))
     yield drop()
+    yield order()
     for measured in (sizes, seconds):
         yield f"{fmean(measured):.0f}" if measured else "-"
 
@@ -269,12 +276,25 @@ def _drops(records: Sequence[Record]) -> NDArray[np.float64]:
 
     First as measured, then with the normal and the defective images drawn anew, the same ones on both sides.
     """
+    return np.array([_drop(trained, quantised) for trained, quantised in _pairs(records)])
+
+
+def _order(trained: Record, quantised: Record) -> float:
+    """Spearman's correlation of the test images' scores as trained and in int8."""
+    assert trained.outcome
+    assert quantised.outcome
+    scores = [np.array([image.score for image in outcome.images]) for outcome in (trained.outcome, quantised.outcome)]
+    return rank_correlation(*scores)
+
+
+def _pairs(records: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """Of one set: as trained and in int8, by seed."""
     by_seed: dict[int, dict[Variant, Record]] = {}
     for record in records:
         if record.outcome:
             by_seed.setdefault(record.identity.seed, {})[record.identity.precision] = record
-    pairs = [each for each in by_seed.values() if {Variant.TORCH, Variant.INT8} <= each.keys()]
-    return np.array([_drop(each[Variant.TORCH], each[Variant.INT8]) for each in pairs])
+    both = (Variant.TORCH, Variant.INT8)
+    return [(each[both[0]], each[both[1]]) for each in by_seed.values() if set(both) <= each.keys()]
 
 
 def _drop(trained: Record, quantised: Record) -> NDArray[np.float64]:
