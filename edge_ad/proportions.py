@@ -33,8 +33,8 @@ def misfit(frame: Size, trained: Proportions | None, image_size: Size) -> str | 
         image_size: (height, width) of the model. A frame of that very size was resized by whoever made it.
 
     >>> misfit((1080, 1920), (1.0, 1.0), (512, 512))  # doctest: +NORMALIZE_WHITESPACE
-    'frames of 1080x1920 are 1.78 times as wide as high, but the training images were 1.00 times: they are squeezed to
-    512x512 otherwise than those were; crop them alike'
+    'frames of 1080x1920 are 1.78 times as wide as high, but the training images were 1.00 times: resized to
+    512x512 they are squeezed differently; crop them alike'
     >>> misfit((1000, 1020), (1.0, 1.0), (512, 512))
     """
     if trained is None or tuple(frame) == tuple(image_size):
@@ -46,6 +46,6 @@ def misfit(frame: Size, trained: Proportions | None, image_size: Size) -> str | 
     ends = dict.fromkeys(f"{end:.2f}" for end in trained)
     return (
         f"frames of {format_size(frame)} are {found:.2f} times as wide as high, but the training images were "
-        f"{' to '.join(ends)} times: they are squeezed to {format_size(image_size)} otherwise than those were; "
+        f"{' to '.join(ends)} times: resized to {format_size(image_size)} they are squeezed differently; "
         "crop them alike"
     )

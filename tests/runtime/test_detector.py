@@ -252,7 +252,7 @@ def test_frames_of_other_proportions_than_the_training_images_are_told_once(capl
         detector(np.zeros((200, 100), np.uint8), color="mono")
     assert caplog.messages == [
         "frames of 100x200 are 2.00 times as wide as high, but the training images were 1.20 to 1.50 times: "
-        "they are squeezed to 46x58 otherwise than those were; crop them alike"
+        "resized to 46x58 they are squeezed differently; crop them alike"
     ]
     caplog.clear()
     fake_detector(tiny_manifest())(np.zeros((100, 200, 3), np.uint8), color="rgb")  # nothing is known
