@@ -293,8 +293,8 @@ def _pairs(records: Sequence[Record]) -> list[tuple[Record, Record]]:
     for record in records:
         if record.outcome:
             by_seed.setdefault(record.identity.seed, {})[record.identity.precision] = record
-    both = (Variant.TORCH, Variant.INT8)
-    return [(each[both[0]], each[both[1]]) for each in by_seed.values() if set(both) <= each.keys()]
+    both = [each for each in by_seed.values() if {Variant.TORCH, Variant.INT8} <= each.keys()]
+    return [(each[Variant.TORCH], each[Variant.INT8]) for each in both]
 
 
 def _drop(trained: Record, quantised: Record) -> NDArray[np.float64]:

@@ -13,7 +13,8 @@ BIG_TIFF = (b"II+\0", b"MM\0+")
 
 _JPEG_FRAMES = {0xC0 + n for n in range(16)} - {0xC4, 0xC8, 0xCC}  # start of frame, of any coding
 _JPEG_BARE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
-_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 322, 323  # TIFF tags
+_WIDTH, _HEIGHT, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 274, 322, 323  # TIFF tags
+_ON_ITS_SIDE = range(5, 9)  # orientations
 _SHORT, _LONG = 3, 4  # TIFF types
 
 
@@ -26,32 +27,17 @@ def claimed_pixels(content: bytes) -> int:
     Raises:
         ValueError: the header is cut off, or of another format than PNG, JPEG, BMP and TIFF.
     """
-    try:
-        if content.startswith(PNG):
-            name, width, height = struct.unpack_from(">4sII", content, 12)
-            if name != b"IHDR":
-                raise ValueError("a PNG that does not begin with its header")
-            return _product(height, width)
-        if content.startswith(JPEG):
-            return max((_product(*size) for size in _jpeg_sizes(content)), default=0)
-        if content.startswith(BMP):
-            return _product(*_bmp_size(content))
-        if content.startswith(TIFF):
-            tags = _tiff_tags(content)
-            image, tile = (
-                (tags.get(_HEIGHT, 0), tags.get(_WIDTH, 0)),
-                (tags.get(_TILE_HEIGHT, 0), tags.get(_TILE_WIDTH, 0)),
-            )
-            return max(_product(*image), _product(*tile))
-    except (struct.error, IndexError) as error:
-        raise ValueError("its header is cut off") from error
-    raise ValueError("neither PNG, JPEG, BMP nor TIFF")
+    pixels = _product(*stored_size(content))
+    if content.startswith(TIFF):
+        tags = _tiff_tags(content)
+        pixels = max(pixels, _product(tags.get(_TILE_HEIGHT, 0), tags.get(_TILE_WIDTH, 0)))
+    return pixels
 
 
-def stored_size(content: bytes) -> tuple[int, int] | None:
-    """(height, width) that a PNG, JPEG or BMP is decoded to; None where that is for the decoder to say.
+def stored_size(content: bytes) -> tuple[int, int]:
+    """(height, width) that an image is decoded to; 0 for what its header does not name.
 
-    So it is with TIFF, which OpenCV turns as its orientation asks.
+    OpenCV turns a TIFF as its orientation asks, and no other format as we read them.
 
     >>> stored_size(PNG + b"\\0\\0\\0\\rIHDR" + b"\\0\\0\\1\\0" + b"\\0\\0\\0\\2")
     (2, 256)
@@ -59,15 +45,24 @@ def stored_size(content: bytes) -> tuple[int, int] | None:
     Raises:
         ValueError: see `claimed_pixels`.
     """
-    if not claimed_pixels(content) or content.startswith(TIFF):
-        return None
-    if content.startswith(PNG):
-        width, height = struct.unpack_from(">II", content, 16)
-    elif content.startswith(JPEG):
-        height, width = max(_jpeg_sizes(content), key=lambda size: _product(*size))
-    else:
-        height, width = map(abs, _bmp_size(content))
-    return height, width
+    try:
+        if content.startswith(PNG):
+            name, width, height = struct.unpack_from(">4sII", content, 12)
+            if name != b"IHDR":
+                raise ValueError("a PNG that does not begin with its header")
+            return height, width
+        if content.startswith(JPEG):
+            return max(_jpeg_sizes(content), key=lambda size: _product(*size), default=(0, 0))
+        if content.startswith(BMP):
+            height, width = _bmp_size(content)
+            return abs(height), abs(width)
+        if content.startswith(TIFF):
+            tags = _tiff_tags(content)
+            height, width = tags.get(_HEIGHT, 0), tags.get(_WIDTH, 0)
+            return (width, height) if tags.get(_ORIENTATION, 0) in _ON_ITS_SIDE else (height, width)
+    except (struct.error, IndexError) as error:
+        raise ValueError("its header is cut off") from error
+    raise ValueError("neither PNG, JPEG, BMP nor TIFF")
 
 
 def jpeg_scans(content: bytes) -> int:
@@ -77,7 +72,7 @@ def jpeg_scans(content: bytes) -> int:
 
 
 def _product(height: int, width: int) -> int:
-    return abs(height) * abs(width)
+    return height * width
 
 
 def _jpeg_sizes(content: bytes) -> Iterator[tuple[int, int]]:

@@ -108,7 +108,9 @@ def image_size(path: Path) -> Size:
     content = _read(Path(path))
     _check_whole(path, content)
     _check_claims(path, content)
-    height, width = stored_size(content) or _decode(Path(path)).shape[:2]
+    height, width = stored_size(content)
+    if not (height and width):
+        height, width = _decode(Path(path)).shape[:2]
     return height, width
 
 

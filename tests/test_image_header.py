@@ -33,7 +33,7 @@ def test_what_opencv_wrote(suffix):
     assert claimed_pixels(encoded(suffix)) == HEIGHT * WIDTH
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif"])
 def test_the_size_it_is_decoded_to(suffix):
     assert stored_size(encoded(suffix)) == (HEIGHT, WIDTH)
 
@@ -42,9 +42,24 @@ def test_rows_of_a_bmp_from_top_to_bottom():
     assert stored_size(patched(".bmp", 7, 9)) == (7, 9)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_turned_as_opencv_turns_it(orientation):
+    content = bytearray(encoded(".tif"))
+    (directory,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, directory)
+    entries = [bytes(content[at : at + 12]) for at in range(directory + 2, directory + 2 + 12 * count, 12)]
+    entries = sorted([*entries, struct.pack("<HHII", 274, 3, 1, orientation)], key=lambda entry: entry[1::-1])
+    content += bytes(len(content) % 2)
+    struct.pack_into("<I", content, 4, len(content))
+    content += struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    decoded = cv2.imdecode(np.frombuffer(bytes(content), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert stored_size(bytes(content)) == decoded.shape[:2]
+    assert (decoded.shape[0] == WIDTH) == (orientation > 4)
+
+
 def test_a_size_that_only_decoding_tells():
-    assert stored_size(encoded(".tif")) is None  # OpenCV turns it as its orientation asks
-    assert stored_size(patched(".jpg", 0, 9)) is None  # the number of rows follows the first scan
+    assert stored_size(patched(".jpg", 0, 9)) == (0, 9)  # the number of rows follows the first scan
+    assert stored_size(patched(".tif", 0, 9)) == (0, 9)
 
 
 def test_passes_of_a_jpeg():
