@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 from edge_ad.errors import ConfigError, EdgeAdError, InputError, ResultsError
@@ -21,6 +22,7 @@ from edge_ad.experiment.store import Store
 from edge_ad.methods import method_class
 from edge_ad.methods.parameters import check_parameters
 from edge_ad.progress import Progress, no_progress
+from edge_ad.runtime.processor import cpu_shares, stay_on, usable_cpus
 from edge_ad.training.trainer import open_device
 
 _FIXED = ("backbone", "layers", "weights", "seed")  # by other keys of the configuration, if the method has a backbone
@@ -124,9 +126,12 @@ def run_jobs(
         for job in jobs:
             run_cell(job.cell, folder, job.todo, emit, keep=keep, progress=progress)
         return
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    threads = max(1, usable_cpus() // processes)
     context = multiprocessing.get_context("spawn")  # a fork would inherit the locks of torch's threads
-    with ProcessPoolExecutor(processes, context, _begin_worker, (threads,)) as pool:
+    shares = context.SimpleQueue()
+    for share in cpu_shares(processes):
+        shares.put(share)
+    with ProcessPoolExecutor(processes, context, _begin_worker, (threads, shares)) as pool:
         futures = [pool.submit(_collect, job, folder, threads, keep) for job in jobs]
         try:
             for future in as_completed(futures):
@@ -141,7 +146,8 @@ def run_jobs(
             raise
 
 
-def _begin_worker(threads: int) -> None:
+def _begin_worker(threads: int, shares: SimpleQueue[set[int]]) -> None:
+    stay_on(shares.get())  # before any engine: NNCF, for one, cannot be told a number of threads
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the whole group: end at once, without a traceback

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from edge_ad.errors import ManifestError, OutputWriteError, UnsupportedPrecision
 from edge_ad.records import from_plain
 from edge_ad.roi import Roi
 from edge_ad.runtime.detector import Detector
+from edge_ad.runtime.processor import usable_cpus
 from edge_ad.runtime.residency import open_in_turns, open_together, parse_bytes, turn_takers
 from edge_ad.runtime.session import ExecutionPrecision, Session
 from edge_ad.runtime.sessions import open_session
@@ -143,7 +143,7 @@ def open_detector(
             opened.callback(shared.close)
         openers = [partial(head_session, graph) for graph in manifest.heads]
         if device == "CPU" and memory_budget is None:
-            heads = open_together(openers, min(COMPILED_AT_ONCE, threads or os.cpu_count() or 1))
+            heads = open_together(openers, min(COMPILED_AT_ONCE, threads or usable_cpus()))
         else:
             heads = open_in_turns(openers, takers)
         for head in heads:

@@ -1,4 +1,4 @@
-"""What of this machine's processor an engine does not consider when it picks its default precision."""
+"""This machine's processor: which of its CPUs a process has, and what no engine considers when it picks a precision."""
 
 from __future__ import annotations
 
@@ -21,8 +21,36 @@ def bf16_is_slow(cpuinfo: Path = CPUINFO) -> bool:
 
 
 def usable_cpus() -> int:
-    """CPUs this process may be scheduled on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of CPUs that this process may be scheduled on."""
+    return len(_affinity()) or os.cpu_count() or 1
+
+
+def cpu_shares(count: int) -> list[set[int]]:
+    """The CPUs of this process dealt to ``count`` of its children, as `stay_on` takes them.
+
+    Every share has the same number, at least one; a CPU is in several where there are more children than CPUs. Empty
+    shares where the system does not tell.
+
+    >>> from unittest import mock
+    >>> with mock.patch("os.sched_getaffinity", lambda pid: {0, 1, 2, 5, 7}, create=True):
+    ...     cpu_shares(2), cpu_shares(6)
+    ([{0, 1}, {2, 5}], [{0}, {1}, {2}, {5}, {7}, {0}])
+    """
+    cpus = sorted(_affinity())
+    if not cpus:
+        return [set()] * count
+    size = max(1, len(cpus) // count)
+    return [{cpus[(start + offset) % len(cpus)] for offset in range(size)} for start in range(0, count * size, size)]
+
+
+def stay_on(cpus: set[int]) -> None:
+    """Schedule this process on ``cpus`` alone: engines start as many threads as it may use. Of no CPUs: as it was."""
+    if cpus:
+        os.sched_setaffinity(0, cpus)
+
+
+def _affinity() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
 def read_fields(path: Path) -> dict[str, str]:

@@ -29,6 +29,7 @@ from edge_ad.experiment.config import Config, Variant
 from edge_ad.experiment.grid import Cell, cells
 from edge_ad.experiment.record import Identity, Record, make_record
 from edge_ad.experiment.runner import make_plan, run_jobs, store_of
+from edge_ad.runtime.processor import cpu_shares
 
 
 @pytest.fixture
@@ -277,7 +278,7 @@ def test_a_process_that_dies_is_a_known_error(tmp_path: Path, monkeypatch: pytes
         run_jobs(make_plan(some_config(seeds=[0]), tmp_path).jobs, tmp_path, processes=2)
 
 
-def _die(_: int) -> None:
+def _die(*_: object) -> None:
     raise SystemExit(9)
 
 
@@ -285,17 +286,21 @@ PARENT = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
 from edge_ad.experiment.runner import _begin_worker
+from edge_ad.runtime.processor import cpu_shares
 
 if __name__ == "__main__":
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin_worker, (1,))
+    context = multiprocessing.get_context("spawn")
+    shares = context.SimpleQueue()
+    shares.put(cpu_shares(2)[1])
+    pool = ProcessPoolExecutor(1, context, _begin_worker, (1, shares))
     print(pool.submit(os.getpid).result(), flush=True)
     pool.submit(time.sleep, 600)
     time.sleep(600)
 """
 
 
-def test_workers_end_with_a_killed_parent(tmp_path: Path):
-    """Else they would go on in the folders that the next call continues."""
+def test_workers_have_their_own_cpus_and_end_with_a_killed_parent(tmp_path: Path):
+    """Else engines would start threads for all CPUs, and workers go on in the folders that the next call continues."""
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
@@ -305,6 +310,8 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path):
         try:
             worker = int(parent.stdout.readline())
             assert _runs(worker)
+            if hasattr(os, "sched_getaffinity"):
+                assert os.sched_getaffinity(worker) == cpu_shares(2)[1]
         finally:
             guard.cancel()
             parent.kill()
