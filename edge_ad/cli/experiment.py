@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 @click.command("experiment")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder; continued if begun.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Cells at a time, each on CPUs of its own.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Cells at a time, each on CPUs of its own."
+)
 @click.option("--keep", is_flag=True, help="Keep run folders and bundles below DIR/runs.")
 @click.option("--recompute", is_flag=True, help="Compute again what was made with other settings.")
 @click.option("--tables-only", is_flag=True, help="Only write the tables of what is there.")
