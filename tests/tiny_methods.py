@@ -24,7 +24,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "patchcore": {"coreset_ratio": 0.25},
     "spade": {"gallery": 8, "neighbours": 3},
     "fastflow": {"steps": 24, "batch_size": 4},
-    "reverse_distillation": {"steps": 24, "batch_size": 4},
+    "reverse_distillation": {"steps": 48, "batch_size": 4},
     "stfpm": {"steps": 24, "batch_size": 4},
     "reduced_student": {"layers": ("maxpool", "layer1", "layer2"), "steps": 160, "batch_size": 4},
     "ast": {"teacher_width": 16, "student_width": 32, "steps": 60, "batch_size": 4, "learning_rate": 2e-3},
