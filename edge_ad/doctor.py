@@ -116,7 +116,9 @@ def check_module(name: str, module: str) -> Check:
     try:
         loaded = import_module(module)
     except ImportError as error:
-        return Check(name, Status.FAIL, f"does not load ({error})", "pip install --force-reinstall edge-ad")
+        return Check(
+            name, Status.FAIL, f"does not load ({error})", "pip install --force-reinstall . in a checkout of edge-ad"
+        )
     return Check(name, Status.OK, loaded.__version__)
 
 

@@ -21,12 +21,14 @@ from typing import Any
 
 
 def pip_install(extra: str) -> str:
-    """The command that messages name where an extra of setup.cfg is missing.
+    """What messages tell to do where an extra of setup.cfg is missing.
+
+    Never `pip install edge-ad`: that name is not ours where packages are published, and what bears it there is not this.
 
     >>> pip_install("openvino")
-    "pip install 'edge-ad[openvino]'"
+    "pip install '.[openvino]' in a checkout of edge-ad"
     """
-    return f"pip install 'edge-ad[{extra}]'"
+    return f"pip install '.[{extra}]' in a checkout of edge-ad"
 
 
 class EdgeAdError(Exception):

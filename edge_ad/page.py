@@ -65,7 +65,7 @@ td { overflow-wrap: anywhere; }
 }
 .gallery figure { margin: 0; }
 .gallery img { width: 100%; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: 0.75rem; margin: 1.25rem 0; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 0.75rem; margin: 1.25rem 0; }
 .facts div { padding: 0.8rem 1rem; background: var(--raised); border-radius: 6px; }
 .facts dt { color: var(--quiet); font-size: 0.875rem; }
 .facts dd { margin: 0.15rem 0 0; font-size: 1.3rem; font-weight: 600; line-height: 1.25; overflow-wrap: anywhere; }

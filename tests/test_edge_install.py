@@ -95,7 +95,7 @@ def test_it_says_what_is_missing(edge_box: EdgeBox) -> None:
     assert _must(edge_box("edge-ad", "doctor")).stdout.count("\nwarn  training extra") == 1
     train = edge_box("edge-ad", "train", "--data", ".", "-o", "run")
     assert train.returncode == 4
-    assert "pip install 'edge-ad[train]'" in train.stderr
+    assert "pip install '.[train]'" in train.stderr
 
 
 def _pip(python: str | Path, *arguments: object) -> Completed:

@@ -90,7 +90,7 @@ def not_found(device: str, engine: str, available: Iterable[str]) -> DeviceNotFo
         if engine == "OpenVINO":
             message += "; NVIDIA devices run bundles of edge-ad export --format onnx"
         else:
-            message += f"; it needs {pip_install('cuda')}, and onnxruntime without -gpu uninstalled"
+            message += f"; {pip_install('cuda')}, after pip uninstall onnxruntime"
     elif engine != "OpenVINO" and device != "CPU":
         message += "; Intel devices run bundles of edge-ad export --format openvino"
     return DeviceNotFoundError(message)

@@ -66,7 +66,8 @@ def test_a_missing_package_is_the_training_extra(run, raising):
     raising(ModuleNotFoundError("No module named 'timm'", name="timm.layers"))
     code, out, err = run("planted")
     assert (code, out) == (4, "")
-    assert err == "error: this command needs the training extra (timm is missing): pip install 'edge-ad[train]'\n"
+    remedy = "pip install '.[train]' in a checkout of edge-ad"
+    assert err == f"error: this command needs the training extra (timm is missing): {remedy}\n"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_devices_without_an_engine(run, monkeypatch):
     monkeypatch.setattr(devices, "list_devices", list)
     code, out, err = run("devices")
     assert (code, out) == (4, "")
-    assert err == "error: no inference engine is installed; pip install 'edge-ad[openvino]'\n"
+    assert err == "error: no inference engine is installed; pip install '.[openvino]' in a checkout of edge-ad\n"
 
 
 def test_doctor_is_well_here(run, tmp_path):
@@ -49,7 +49,7 @@ def test_doctor_fails_where_there_is_no_engine(run, monkeypatch):
     code, out, err = run("doctor")
     assert code == 1
     assert "fail  engine" in out
-    assert "pip install 'edge-ad[openvino]'" in out
+    assert "pip install '.[openvino]' in a checkout of edge-ad" in out
     assert err.endswith("checks failed: engine\n")
 
 

@@ -29,7 +29,7 @@ def test_an_engine_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyP
     ("device", "engine", "remedy"),
     [
         ("CUDA:1", "OpenVINO", "NVIDIA devices run bundles of edge-ad export --format onnx"),
-        ("TENSORRT", "ONNX Runtime", "it needs pip install 'edge-ad[cuda]', and onnxruntime without -gpu uninstalled"),
+        ("TENSORRT", "ONNX Runtime", "pip install '.[cuda]' in a checkout of edge-ad, after pip uninstall onnxruntime"),
         ("GPU", "ONNX Runtime", "Intel devices run bundles of edge-ad export --format openvino"),
         ("GPU", "OpenVINO", "found: CPU"),
     ],

@@ -382,5 +382,5 @@ def test_a_missing_engine(graph_format: Format, monkeypatch: pytest.MonkeyPatch)
     package, module = ENGINES[graph_format]
     monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(EngineMissingError, match=rf"need {package}.*pip install 'edge-ad\[{package}\]'"):
+    with pytest.raises(EngineMissingError, match=rf"need {package}.*pip install '\.\[{package}\]'"):
         import_engine(graph_format)
