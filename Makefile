@@ -20,14 +20,15 @@ demo: $(INSTALLED) ## Train, export, quantise, run and time a detector on synthe
 test: $(INSTALLED) ## Run all tests; EDGE_AD_DATA=DIR adds those on real images
 	@$(BIN)/pytest -n auto --dist loadfile
 
-check: $(INSTALLED) ## Check style, types, who imports whom, and that docs/cli.md is fresh
+check: $(INSTALLED) ## Check style, types, who imports whom, and that docs/cli.md and docs/api.md are fresh
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
 	@$(MAKE) --no-print-directory types
-	@$(BIN)/pytest tests/test_imports.py tests/cli/test_docs.py
+	@$(BIN)/pytest tests/test_imports.py tests/test_generated_pages.py
 
-docs: $(INSTALLED) ## Write docs/cli.md and the tables of docs/results.md and docs/performance.md
+docs: $(INSTALLED) ## Write docs/cli.md, docs/api.md and the tables of docs/results.md and docs/performance.md
 	@$(BIN)/python docs/generate_cli.py
+	@$(BIN)/python docs/generate_api.py
 	@$(BIN)/python docs/generate_results.py
 
 clean: ## Remove everything these targets made

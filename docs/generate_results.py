@@ -10,6 +10,8 @@
     <!-- end -->
     <!-- reports: nvidia_h200 -->      reports of ``edge-ad benchmark --json`` in benchmarks/reference/nvidia_h200/
     <!-- end -->
+    <!-- costs: amd_epyc -->           of the same: what an image costs in int8, a row per method
+    <!-- end -->
     <!-- ratios: amd_epyc -->          of the same: nine tiles in int8 over other precisions, and over one tile
     <!-- end -->
 
@@ -43,8 +45,10 @@ REPORTS = Path(__file__).parents[1] / "benchmarks" / "reference"
 SETS = {"bsdata": "BSData", "magnetic_tile": "magnetic tile", "casting512": "casting", "kolektorsdd": "KolektorSDD"}
 KINDS = {"logical_anomalies": "logical", "structural_anomalies": "structural"}
 RESAMPLES = 1000
-BLOCK = re.compile(r"(<!-- (table|verdicts|kinds|peers|reports|ratios): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-BUNDLE = re.compile(r"(.+)-(sm256|ens9)-(int8|bf16|f32)")  # a report's name: method and backbone, setup, precision
+BLOCK = re.compile(r"(<!-- (table|verdicts|kinds|peers|reports|costs|ratios): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BUNDLE = re.compile(
+    r"(.+)-(sm256|ens9|ens9-image)-(int8|bf16|f32)"
+)  # a report's name: method and backbone, setup, precision
 
 Measure = Callable[[Outcome], float | None]
 
@@ -166,13 +170,29 @@ def reports(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def costs(folder: Path) -> str:
+    """What an image of 512 px costs in int8 as one tile, as nine, and as nine with one extractor; a row per method."""
+    setups = ("sm256", "ens9", "ens9-image")
+    header = ("method", "one tile, ms", "nine, ms", "nine, extractor once, ms", "images/s, nine")
+    header += ("bundle, MB: one / nine", "memory, MB: one / nine", "load, s: one / nine")
+    lines = [_row(header), _row(["---", *("---:" for _ in header[1:])])]
+    for method, found in _reports_by_method(folder).items():
+        of_setups = [found.get((setup, "int8")) for setup in setups]
+        ms = [each.latency.end_to_end.median_ms if each else None for each in of_setups]
+        one_and_nine = [each for each in of_setups[:2] if each]
+        peaks = [each.memory.resident_peak_bytes for each in one_and_nine]
+        cells = ["-" if each is None else f"{each:.1f}" for each in ms]
+        cells.append(f"{1000 / ms[1]:.0f}" if ms[1] else "-")
+        cells.append(" / ".join(f"{each.bundle.size_bytes / 1e6:.0f}" for each in one_and_nine))
+        cells.append(" / ".join("-" if peak is None else f"{peak / 1e6:.0f}" for peak in peaks))
+        cells.append(" / ".join(f"{each.load_ms / 1000:.1f}" for each in one_and_nine))
+        lines.append(_row((method, *cells)))
+    return "\n".join(lines)
+
+
 def ratios(folder: Path) -> str:
     """What nine tiles in int8 cost over the same in other precisions, and over one tile; a row per method."""
-    by_method: dict[str, dict[tuple[str, str], BenchmarkReport]] = {}
-    for path in sorted(folder.glob("*.json")):
-        if name := BUNDLE.fullmatch(path.stem):
-            report = BenchmarkReport.from_json(json.loads(path.read_text(encoding="utf-8")))
-            by_method.setdefault(name[1], {})[name[2], name[3]] = report
+    by_method = _reports_by_method(folder)
     header = ("nine tiles, int8", "ms", "over bare", "over bf16", "over f32", "over nine times one tile")
     header += ("peak over one tile", "cold start, ms")
     lines = [_row(header), _row(["---", *("---:" for _ in header[1:])])]
@@ -189,6 +209,16 @@ def ratios(folder: Path) -> str:
         shown.append(f"{peaks[0] / peaks[1]:.1f}" if peaks[0] and peaks[1] else "-")
         lines.append(_row((method, *shown, f"{nine.cold_start_ms:.0f}")))
     return "\n".join(lines)
+
+
+def _reports_by_method(folder: Path) -> dict[str, dict[tuple[str, str], BenchmarkReport]]:
+    """By method and backbone, then by setup and precision: the reports that are named so."""
+    by_method: dict[str, dict[tuple[str, str], BenchmarkReport]] = {}
+    for path in sorted(folder.glob("*.json")):
+        if name := BUNDLE.fullmatch(path.stem):
+            report = BenchmarkReport.from_json(json.loads(path.read_text(encoding="utf-8")))
+            by_method.setdefault(name[1], {})[name[2], name[3]] = report
+    return by_method
 
 
 def _rows(records: Sequence[Record]) -> Iterable[tuple[str, str, list[Record]]]:
@@ -335,8 +365,8 @@ def render(page: str) -> str:
 
     def block(found: re.Match[str]) -> str:
         kind, name = found[2], found[3]
-        if kind in ("reports", "ratios"):
-            written = {"reports": reports, "ratios": ratios}[kind](REPORTS / name)
+        if kind in ("reports", "costs", "ratios"):
+            written = {"reports": reports, "costs": costs, "ratios": ratios}[kind](REPORTS / name)
         elif kind == "peers":
             written = peers(LINES / f"{name}.jsonl")
         else:

@@ -23,7 +23,7 @@ from typing import Any
 def pip_install(extra: str) -> str:
     """What messages tell to do where an extra of setup.cfg is missing.
 
-    Never `pip install edge-ad`: that name is not ours where packages are published, and what bears it there is not this.
+    Never `pip install edge-ad`: nothing is published by that name, and whoever publishes something would be installed.
 
     >>> pip_install("openvino")
     "pip install '.[openvino]' in a checkout of edge-ad"

@@ -149,16 +149,26 @@ class Stats:
     """What became of the frames of one stream, or of all streams of a detector since it was loaded.
 
     ``captured == results + dropped + skipped + pending``, always.
+
+    Attributes:
+        captured: frames that sources gave.
+        results: given to the reader, error results among them.
+        dropped: gave way to others in a full queue.
+        skipped: given no result, by policy.
+        reported: error results.
+        substituted: results of the standby.
+        reopened: times that sources were opened again.
+        faults: every fault that occurred, also those that were raised.
     """
 
-    captured: int  # frames that sources gave
-    results: int  # given to the reader, error results among them
-    dropped: int  # gave way to others in a full queue
-    skipped: int  # given no result, by policy
-    reported: int  # error results
-    substituted: int  # results of the standby
-    reopened: int  # times that sources were opened again
-    faults: Mapping[Fault, int]  # every fault that occurred, also those that were raised
+    captured: int
+    results: int
+    dropped: int
+    skipped: int
+    reported: int
+    substituted: int
+    reopened: int
+    faults: Mapping[Fault, int]
 
     @property
     def pending(self) -> int:

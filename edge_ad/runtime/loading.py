@@ -41,13 +41,16 @@ def load(
 
     Args:
         bundle: the bundle's folder.
-        device: see `edge_ad.runtime.devices`.
+        device: ``"CPU"``, ``"GPU"``, ``"CUDA:1"`` and others, see `edge_ad.runtime.devices`.
         precision: the float parts are executed in. ``"auto"``: the device's default, where that is no slower than f32
             (`edge_ad.runtime.processor`), but f32 for the graphs whose numbers bear no less (`Graph.keep_f32`), unless
             the device has none, which is logged. Anything else holds for every graph.
         batch_size: images per call of `Detector.raw`. One frame at a time, as calls and streams take them, costs as
             much as a whole batch: leave it at 1 for those.
-        threads, cache_dir: see `edge_ad.runtime.sessions.open_session`.
+        threads: of inference on the CPU. Where None OpenVINO's choice; in ONNX Runtime one per CPU that the process may
+            use.
+        cache_dir: where OpenVINO and TensorRT keep compiled graphs, so that the next start is quick. What lies there
+            runs unchecked: let nobody write to it who may not write to this program.
         require_signature: file of the Ed25519 public key (PEM) by which the bundle must be signed (``edge-ad sign``);
             that of the environment's EDGE_AD_REQUIRE_SIGNATURE where None, so that a line requires it once for all.
         self_test: run the golden images first, and compare their scores with the exporter's: see `verify_bundle`.

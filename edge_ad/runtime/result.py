@@ -28,9 +28,13 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Region:
-    """A connected anomalous area (8-connectivity); (x, y) is its top left corner.
+    """A connected anomalous area (8-connectivity), in pixels of the anomaly map, or of an image: `Result.regions_at`.
 
-    In pixels of the anomaly map, or of the image that `Result.regions_at` was asked for.
+    Attributes:
+        x, y: of its box's top left corner.
+        width, height: of its box.
+        area_px: how many pixels it has; those of its box are more.
+        max_score: largest value of the anomaly map in it.
     """
 
     x: int
@@ -38,7 +42,7 @@ class Region:
     width: int
     height: int
     area_px: int
-    max_score: float  # largest value of the anomaly map in it
+    max_score: float
 
 
 @dataclass(frozen=True, eq=False)
