@@ -34,6 +34,7 @@ from edge_ad.runtime.detector import Detector
 from edge_ad.runtime.feature_windows import FeatureWindows
 from edge_ad.runtime.session import Session
 from edge_ad.setups import ExtractorScope
+from edge_ad.tiling import WHOLE, Location
 
 WARMUP = 1000
 ITERATIONS = 1000
@@ -165,24 +166,27 @@ class BareRun:
 
     def __init__(self, detector: Detector, images: Image) -> None:
         setup = detector.manifest.setup
-        tiles = [list(batch) for batch in zip(*(setup.grid.crop(image) for image in images), strict=True)]
+        cut = zip(*(setup.grid.crop(image) for image in images), strict=True)
+        tiles = dict(zip(setup.grid.locations, cut, strict=True))
         if setup.global_model:
-            tiles.append([resize(image, setup.tile_size) for image in images])
+            tiles[WHOLE] = tuple(resize(image, setup.tile_size) for image in images)
         self._shared = detector.shared
         self._whole: dict[str, Any] | None = None
-        windows: list[dict[str, Any]] = [{} for _ in setup.locations]
+        windows: dict[Location, dict[str, Any]] = {}
         if self._shared and setup.extractor_scope is ExtractorScope.IMAGE:
             self._whole = {"image": np.stack([setup.grid.pad(image) for image in images])}
             found = {name: self._shared.fetch(handle) for name, handle in self._shared.run(self._whole).items()}
             cutter = FeatureWindows(setup.grid, self._shared.outputs, detector.manifest.feature_axes, len(images))
-            windows = [
-                {name: part.copy() for name, part in cutter.cut(found, location).items()}
+            windows = {
+                location: {name: part.copy() for name, part in cutter.cut(found, location).items()}
                 for location in setup.locations
-            ]
+            }
         self._steps = [
-            _Step({"image": np.stack(batch), **features}, detector.heads[setup.model_of(location)])
-            for location, batch, features in zip(setup.locations, tiles, windows, strict=True)
-            if location in detector.manifest.inspected
+            _Step(
+                {"image": np.stack(tiles[location]), **windows.get(location, {})},
+                detector.heads[setup.model_of(location)],
+            )
+            for location in setup.locations
         ]
 
     def __call__(self) -> None:

@@ -34,6 +34,7 @@ class Setup:
         global_model: one more model, of the whole image shrunk to a tile: tiles cannot see that a part is missing.
         extractor_scope: what the extractor is shown. With ``"image"`` features at a tile's edge know what lies beyond
             it, and where tiles overlap the extractor does its work once.
+        blank_tiles: (row, col) of tiles that a region of interest leaves nothing of: no model, and not run.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Setup:
     sharing: Sharing
     global_model: bool = False
     extractor_scope: ExtractorScope = ExtractorScope.TILE
+    blank_tiles: tuple[tuple[int, int], ...] = ()
 
     @property
     def grid(self) -> TileGrid:
@@ -61,13 +63,13 @@ class Setup:
         Raises:
             GeometryError: a global model beside a single tile, which sees the whole image already.
         """
-        tiles = self.grid.locations if self.sharing is Sharing.LOCATION else (Location(0, 0),)
+        tiles = self._tiles if self.sharing is Sharing.LOCATION else (Location(0, 0),)
         return (*tiles, *self._whole)
 
     @property
     def locations(self) -> tuple[Location, ...]:
-        """Everything that is inspected of an image: the tiles, and `WHOLE` where there is a global model."""
-        return (*self.grid.locations, *self._whole)
+        """All that is inspected of an image: tiles that are not blank, and `WHOLE` where there is a global model."""
+        return (*self._tiles, *self._whole)
 
     def model_of(self, location: Location) -> Location:
         """The location whose model serves ``location``."""
@@ -75,7 +77,11 @@ class Setup:
 
     def tiles_of(self, model: Location) -> tuple[Location, ...]:
         """The locations that the model of ``model`` serves, and trains on."""
-        return (model,) if self.sharing is Sharing.LOCATION or model == WHOLE else self.grid.locations
+        return (model,) if self.sharing is Sharing.LOCATION or model == WHOLE else self._tiles
+
+    @property
+    def _tiles(self) -> tuple[Location, ...]:
+        return tuple(location for location in self.grid.locations if location not in self.blank_tiles)
 
     @property
     def _whole(self) -> tuple[Location, ...]:
@@ -87,9 +93,10 @@ class Setup:
 
     def __str__(self) -> str:
         once = ", extractor once" if self.extractor_scope is ExtractorScope.IMAGE else ""
+        blank = f", {len(self.blank_tiles)} of them blank" if self.blank_tiles else ""
         return (
             f"{self.name} ({format_size(self.image_size)} image, {len(self.grid)} tiles of "
-            f"{format_size(self.tile_size)}, {len(self.model_locations)} models{once})"
+            f"{format_size(self.tile_size)}{blank}, {len(self.model_locations)} models{once})"
         )
 
 

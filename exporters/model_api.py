@@ -17,7 +17,7 @@ from openvino import opset13 as ops
 
 from edge_ad import atomic
 from edge_ad.bundle.files import Bundle
-from edge_ad.bundle.manifest import Format, NormalisationStage, Scale
+from edge_ad.bundle.manifest import Format, NormalisationStage, Scale, ScoreMerge
 from edge_ad.errors import InputError, OutputExistsError
 from edge_ad.setups import ExtractorScope
 from edge_ad.tiling import Location
@@ -91,7 +91,11 @@ def _location(bundle: Bundle, tile: str | None) -> Location:
 
 
 def _scales(bundle: Bundle, location: Location) -> tuple[Scale, Scale]:
-    """Scales of one tile's score and map."""
+    """Scales of one tile's score and map: its own, and then those that the bundle has for what is merged.
+
+    Where scores are merged by their maximum, the image is anomalous where one tile is. By their mean none is judged
+    alone, and a tile's score has the tile's own threshold.
+    """
     manifest, locations = bundle.manifest, bundle.manifest.setup.grid.locations
     if manifest.format is not Format.OPENVINO:
         raise InputError(f"{bundle.path} is an {manifest.format} bundle; ModelAPI needs one of --format openvino")
@@ -101,14 +105,23 @@ def _scales(bundle: Bundle, location: Location) -> tuple[Scale, Scale]:
         raise InputError(f"{bundle.path} looks at a region of interest, which no graph knows; train without --roi")
     norm = manifest.normalisation
     if norm.stage is NormalisationStage.TILE:
-        index = locations.index(location)
-        return norm.tile_score[index], norm.tile_map[index]
+        score, map_scale = (scales[locations.index(location)] for scales in (norm.tile_score, norm.tile_map))
+        if norm.fusion is not None:  # the merged scales are those of tiles and global model together
+            return score, map_scale
+        is_judged_alone = len(locations) == 1 or manifest.merge.score is ScoreMerge.MAX
+        return _composed(score, norm.score) if is_judged_alone else score, _composed(map_scale, norm.map)
     if len(locations) > 1:
         raise InputError(
             f"the thresholds of {bundle.path} were fitted on {len(locations)} merged tiles and say nothing of one; "
             "train with --normalise tile"
         )
     return norm.score, norm.map
+
+
+def _composed(first: Scale, then: Scale) -> Scale:
+    """One scale in place of ``first`` and, of what that gives, ``then``; values are clipped once, at the end."""
+    span = 2 * (first.threshold - first.low)  # of raw values, for 1 of what ``first`` gives
+    return Scale(first.low + span * then.low, first.low + span * then.threshold)
 
 
 def _merged(bundle: Bundle, location: Location, score: Scale, map_scale: Scale) -> ov.Model:

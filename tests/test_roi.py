@@ -11,7 +11,7 @@ from tiny_run import scene, tile_setup, tiny_model, tiny_run, write_images
 import edge_ad
 from edge_ad.benchmarks.protocol import BareRun
 from edge_ad.bundle.files import read_bundle
-from edge_ad.bundle.manifest import NormalisationStage
+from edge_ad.bundle.manifest import NormalisationStage, Precision
 from edge_ad.cli import main
 from edge_ad.data.layouts import read_dataset
 from edge_ad.errors import ChangedFileError, IncompleteRunError, InputError, ManifestError, RunMismatchError
@@ -20,8 +20,10 @@ from edge_ad.exporters.model_api import write_tile
 from edge_ad.roi import PAINT, Roi
 from edge_ad.runtime import overlay
 from edge_ad.runtime.loading import open_detector
+from edge_ad.setups import ExtractorScope, Sharing
 from edge_ad.tiling import Location
 from edge_ad.training.calibration import fit_normalisation
+from edge_ad.training.extractor import extractor_stream
 from edge_ad.training.run_detector import run_detector
 from edge_ad.training.run_folder import RunFolder
 from edge_ad.training.trainer import read_training_images, run_images, train
@@ -47,9 +49,9 @@ def trained(tmp_path_factory):
     return train(tiny_model(SETUP.tile_size, 1), SETUP, images, folder / "run", seed=0), images, data
 
 
-def read(data, roi):
+def read(data, roi, setup=SETUP):
     return read_training_images(
-        read_dataset(data, "mvtec", None), SETUP, root=data, layout="mvtec", category=None, seed=0, roi=roi
+        read_dataset(data, "mvtec", None), setup, root=data, layout="mvtec", category=None, seed=0, roi=roi
     )
 
 
@@ -117,9 +119,9 @@ def test_training_images_are_painted_and_a_run_knows_its_region(trained, tmp_pat
         RunFolder.open(copy).roi()
 
 
-def changed_outside(image):
+def changed_outside(image, inside=INSIDE):
     changed = image.copy()
-    changed[~INSIDE] = np.random.default_rng(0).integers(0, 256, (np.count_nonzero(~INSIDE), 3))
+    changed[~inside] = np.random.default_rng(0).integers(0, 256, (np.count_nonzero(~inside), 3))
     return changed
 
 
@@ -188,12 +190,51 @@ def with_blank_tile(tmp_path_factory):
     folder = tmp_path_factory.mktemp("blank")
     data = write_images(folder / "data" / "train" / "good", scene(12, THREE.image_size)).parents[1]
     roi = Roi.read(write_roi(folder / "where.png", REGION), THREE.image_size)
-    images = read_training_images(
-        read_dataset(data, "mvtec", None), THREE, root=data, layout="mvtec", category=None, seed=0, roi=roi
-    )
+    images = read(data, roi, THREE)
     run = train(tiny_model(THREE.tile_size, 1), THREE, images, folder / "run", seed=0)
     export_run(run, images, folder / "bundle", ExportOptions())
     return run, folder / "bundle"
+
+
+def median_inside(maps, inside):
+    return np.median([np.median(anomaly_map[inside]) for anomaly_map in maps])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"global_model": True}, {"extractor_scope": ExtractorScope.IMAGE}, {"sharing": Sharing.ALL}],
+    ids=["a global model", "extractor once", "a shared model"],
+)
+def test_a_region_holds_in_every_kind_of_setup(change, tmp_path):
+    """Of verdicts, and of the thresholds that they are judged by: half of the image, and a whole tile, lie outside."""
+    setup = replace(THREE, **change)
+    data = write_images(tmp_path / "data" / "train" / "good", scene(12, setup.image_size)).parents[1]
+    images = read(data, Roi(REGION), setup)
+    run = train(tiny_model(setup.tile_size, 1), setup, images, tmp_path / "run", seed=0)
+    export_run(run, images, tmp_path / "bundle", ExportOptions(precision=Precision.FP32))
+    norm = run.normalisation()
+    with run_detector(run) as raw:
+        found = [raw.raw(image[None]) for image in images.held_out]
+    of_tiles = norm.fusion.tiles_map if norm.fusion else norm.map
+    assert of_tiles.low == pytest.approx(median_inside([each.maps[0] for each in found], REGION))
+    if norm.fusion:
+        whole = [each.global_maps[0] for each in found]
+        shrunk = REGION[:, 1::3]  # the middle one of the three columns that become one
+        assert norm.fusion.global_map.low == pytest.approx(median_inside(whole, shrunk))
+        assert norm.fusion.global_map.low != pytest.approx(median_inside(whole, np.ones_like(shrunk)), rel=0.02)
+        maxima = [anomaly_map[shrunk].max() for anomaly_map in whole]
+        assert norm.fusion.global_map.threshold == pytest.approx(np.mean(maxima) + 3 * np.std(maxima), rel=1e-5)
+    (image,) = scene(1, setup.image_size, seed=9)
+    with edge_ad.load(tmp_path / "bundle") as bundle, run_detector(run, normalisation=norm) as torch:
+        for detector in (bundle, torch):
+            plain, outside, inside = (
+                detector.raw(each[None]) for each in (image, changed_outside(image, REGION), changed_inside(image))
+            )
+            for values in ("scores", "maps", "tile_scores", "global_scores", "global_maps"):
+                np.testing.assert_array_equal(getattr(outside, values), getattr(plain, values))
+            assert inside.scores[0] > plain.scores[0]
+            assert np.isnan(plain.tile_scores[0]).tolist() == [False, False, True]
+            assert (plain.maps[0][~REGION] == plain.maps[0][REGION].min()).all()
 
 
 def test_tiles_of_which_nothing_is_left_are_blank():
@@ -230,21 +271,20 @@ def test_the_maps_scale_is_that_of_the_inside(with_blank_tile):
 def test_a_blank_tile_is_not_run_and_has_no_part_in_the_score(with_blank_tile):
     run, path = with_blank_tile
     manifest = read_bundle(path).manifest
-    assert manifest.blank_tiles == ((0, 2),)
+    assert manifest.setup.blank_tiles == ((0, 2),)
     images = scene(3, THREE.image_size, seed=9)
-    with open_detector(path, replace(manifest, blank_tiles=()), batch_size=2) as all_tiles:
-        expected = [all_tiles.raw(images[:2]), all_tiles.raw(images[2:])]
+    painted = Roi(REGION).paint(images)[:, :, : SETUP.image_size[1]]  # the part that the other two tiles see
+    with open_detector(path, replace(manifest, setup=SETUP, roi=None), batch_size=2) as both_tiles:
+        expected = [both_tiles.raw(painted[:2]), both_tiles.raw(painted[2:])]
+    region = REGION[:, : SETUP.image_size[1]]
     with open_detector(path, manifest, batch_size=2) as detector, run_detector(run, batch_size=2) as torch:
-        head = Counted(detector.heads[Location(0, 2)])
-        detector.heads[Location(0, 2)] = head
         for raw, wanted in zip([detector.raw(images[:2]), detector.raw(images[2:])], expected, strict=True):
-            np.testing.assert_array_equal(raw.maps[:, REGION], wanted.maps[:, REGION])
-            np.testing.assert_array_equal(raw.tile_scores[:, :2], wanted.tile_scores[:, :2])
+            np.testing.assert_array_equal(raw.maps[:, REGION], wanted.maps[:, region])
+            np.testing.assert_array_equal(raw.tile_scores[:, :2], wanted.tile_scores)
             assert np.isnan(raw.tile_scores[:, 2]).all()
             np.testing.assert_array_equal(raw.scores, raw.tile_scores[:, :2].max(1))
         assert [location for location, *_ in detector.tiles(images[:2])] == [(0, 0), (0, 1)]
-        assert head.runs == 0
-        assert torch.manifest.blank_tiles == ((0, 2),)
+        assert torch.manifest.setup.blank_tiles == ((0, 2),)
         result = detector(images[0], color="rgb")
         assert not result.pred_mask[~REGION].any()
         overlay.draw(result, detector.grid, detector.roi)
@@ -277,25 +317,40 @@ def test_the_scales_of_tiles_are_those_of_their_inside(with_blank_tile):
     assert normalisation.tile_map[0].low != pytest.approx(np.median(maps), rel=0.05)
 
 
-def test_a_blank_tile_costs_an_image_nothing(with_blank_tile, capsys):
-    _, path = with_blank_tile
+def test_a_blank_tile_costs_nothing(with_blank_tile, capsys):
+    """It has no model: nothing is trained, stored, loaded or run of it."""
+    run, path = with_blank_tile
+    assert sorted(file.name for file in (run.path / "tile_models").iterdir()) == [
+        "r00_c00.safetensors",
+        "r00_c01.safetensors",
+    ]
+    assert not list(path.rglob("r00_c02*"))
     manifest = read_bundle(path).manifest
     shared, *heads = manifest.in_running_order
     assert manifest.shared is shared
-    assert [manifest.runs_per_image(graph) for graph in (shared, *heads)] == [2, 1, 1, 0]
+    assert [manifest.runs_per_image(graph) for graph in (shared, *heads)] == [2, 1, 1]
     with open_detector(path, manifest) as detector:
         detector.heads = {location: Counted(head) for location, head in detector.heads.items()}
         BareRun(detector, scene(1, THREE.image_size))()
-        assert [head.runs for head in detector.heads.values()] == [1, 1, 0]
+        assert [head.runs for head in detector.heads.values()] == [1, 1]
     with pytest.raises(SystemExit):
         main(["inspect", str(path)])
-    assert "roi.png; 1 of 3 tiles lie outside and are not run" in capsys.readouterr().out
+    assert "roi.png; 1 of 3 tiles lie outside and are left out" in capsys.readouterr().out
+
+
+def test_a_model_of_all_tiles_is_not_shown_those_that_are_blank(with_blank_tile):
+    """Neither is the extractor while it is quantised: paint would set its ranges."""
+    run, _ = with_blank_tile
+    shared = replace(run.settings.setup, sharing=Sharing.ALL)
+    assert shared.tiles_of(Location(0, 0)) == ((0, 0), (0, 1))
+    shown = extractor_stream(run.settings.setup, scene(5, THREE.image_size), lambda image: (), 4)
+    assert (shown.locations, len(shown)) == (((0, 0), (0, 1)), 10)
 
 
 def test_a_tile_that_is_to_be_looked_at_cannot_be_called_blank(with_blank_tile):
     _, path = with_blank_tile
     manifest = read_bundle(path).manifest
-    wrong = replace(manifest, blank_tiles=((0, 1), (0, 2)))
+    wrong = replace(manifest, setup=replace(manifest.setup, blank_tiles=((0, 1), (0, 2))))
     with pytest.raises(ManifestError, match=r"blank_tiles: \[\(0, 1\)\] are to be looked at; export the bundle again"):
         open_detector(path, wrong)
     with pytest.raises(ManifestError, match=r"blank_tiles: \[\(0, 1\), \(0, 2\)\] are to be looked at"):

@@ -19,7 +19,7 @@ from edge_ad.errors import GeometryError, ManifestError, UnknownSchemaError
 from edge_ad.proportions import Proportions
 from edge_ad.records import from_plain, to_plain
 from edge_ad.setups import ExtractorScope, Setup
-from edge_ad.tiling import FeatureAxes, Location
+from edge_ad.tiling import FeatureAxes
 
 SCHEMA_VERSION = 1
 ALPHAS = ("drop", "black", "white")  # of edge_ad.imaging, which loads OpenCV: not every command needs it
@@ -226,7 +226,6 @@ class Manifest:
     provenance: Provenance
     feature_axes: FeatureAxes = FeatureAxes.NCHW
     roi: FileEntry | None = None  # where to look: an image of the setup's size, see `edge_ad.roi`
-    blank_tiles: tuple[tuple[int, int], ...] = ()  # of which the region leaves nothing: not run, and not scored
 
     @property
     def shared(self) -> Graph | None:
@@ -243,17 +242,12 @@ class Manifest:
         """The extractor's graph, where there is one, then the heads'."""
         return (*([self.shared] if self.shared else []), *self.heads)
 
-    @property
-    def inspected(self) -> tuple[Location, ...]:
-        """The setup's locations but for `blank_tiles`."""
-        return tuple(location for location in self.setup.locations if location not in self.blank_tiles)
-
     def runs_per_image(self, graph: Graph) -> int:
         """How often an image runs a graph: the extractor for what it is shown, a head for the tiles of its model."""
-        setup, inspected = self.setup, self.inspected
+        setup = self.setup
         if graph is self.shared:
-            return 1 if setup.extractor_scope is ExtractorScope.IMAGE else len(inspected)
-        return sum(setup.model_of(location) == graph.location for location in inspected)
+            return 1 if setup.extractor_scope is ExtractorScope.IMAGE else len(setup.locations)
+        return sum(setup.model_of(location) == graph.location for location in setup.locations)
 
     @property
     def flops_per_image(self) -> int:
@@ -332,6 +326,12 @@ class Manifest:
             tiles = len(self.setup.grid) if self.normalisation.stage is NormalisationStage.TILE else 0
         except GeometryError as error:
             raise ManifestError(f"manifest.json.setup: {error}") from error
+        blank, grid = set(self.setup.blank_tiles), self.setup.grid
+        if not blank < set(grid.locations):
+            raise ManifestError(
+                f"manifest.json.setup.blank_tiles: expected some of the {len(grid)} tiles, and not all, "
+                f"but got {sorted(blank)}"
+            )
         if tuple(graph.location for graph in self.heads) != tuple(tuple(location) for location in expected):
             raise ManifestError(
                 f"manifest.json: expected one head per model location {[location.name for location in expected]}, "

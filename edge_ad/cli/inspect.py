@@ -73,8 +73,8 @@ def _show_summary(bundle: Path, manifest: Manifest) -> None:
 
 
 def _region(path: str, manifest: Manifest) -> str:
-    blank = len(manifest.blank_tiles)
-    return f"{path}; {blank} of {len(manifest.setup.grid)} tiles lie outside and are not run" if blank else path
+    blank = len(manifest.setup.blank_tiles)
+    return f"{path}; {blank} of {len(manifest.setup.grid)} tiles lie outside and are left out" if blank else path
 
 
 def _show_graphs(manifest: Manifest) -> None:

@@ -253,8 +253,9 @@ class GradientModel(TileModel):
         seen: list[float] = []
         validated: list[tuple[int, float]] = []
         for step, batch in zip(range(1, steps + 1), _batches(training, size), strict=False):
+            given = inputs[batch]  # in float32, whether held or, where there is no room, extracted anew
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                loss = loss_of(head.train(), stage.inputs(inputs[batch]))
+                loss = loss_of(head.train(), stage.inputs(given))
             unseen.append(loss.detach())
             validates = schedule.keep_best and (step % per_validation == 0 or step == steps)
             if len(unseen) == per_look or step == steps or validates:

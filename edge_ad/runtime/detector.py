@@ -116,7 +116,7 @@ class Detector:
         if self._windows:
             self._padded = np.zeros((batch_size, *self.grid.padded_size, 3), np.uint8)
         self._scaled = np.zeros((batch_size, *self.grid.tile_size), np.float32)
-        self._places = [place for place, tile in enumerate(self.grid.locations) if tile not in manifest.blank_tiles]
+        self._places = [place for place, tile in enumerate(self.grid.locations) if tile not in setup.blank_tiles]
         self._tile_scores = np.full((batch_size, len(self.grid)), np.nan, np.float32)
         self._merger = self._new_merger()
         merge = manifest.merge
@@ -427,7 +427,7 @@ class Detector:
             raise BundleError(f"the shared graph: {error}") from error
 
     def _new_merger(self) -> MapMerger:
-        return MapMerger(self.grid, (self.batch_size,), self.manifest.blank_tiles)
+        return MapMerger(self.grid, (self.batch_size,), self.manifest.setup.blank_tiles)
 
     def _run_tiles(
         self, images: NDArray[np.uint8], watch: Stopwatch

@@ -194,6 +194,6 @@ def read_roi(path: Path, manifest: Manifest) -> Roi | None:
         check_unchanged(path, [manifest.roi])
         roi = Roi.read(path / manifest.roi.path, manifest.setup.image_size)
     blank = roi.blank_tiles(manifest.setup.grid) if roi else ()
-    if wrong := [tile for tile in manifest.blank_tiles if tile not in blank]:
-        raise ManifestError(f"manifest.json.blank_tiles: {wrong} are to be looked at; export the bundle again")
+    if wrong := [tile for tile in manifest.setup.blank_tiles if tile not in blank]:
+        raise ManifestError(f"manifest.json.setup.blank_tiles: {wrong} are to be looked at; export the bundle again")
     return roi

@@ -54,7 +54,7 @@ def run_detector(
 
 def run_manifest(run: RunFolder, normalisation: Normalisation) -> Manifest:
     """The part of a bundle's manifest that a run decides; graphs, golden images and parity are the exporter's."""
-    settings, roi = run.settings, run.roi()
+    settings = run.settings
     files = settings.data.pixel_format
     return Manifest(
         schema_version=SCHEMA_VERSION,
@@ -76,7 +76,6 @@ def run_manifest(run: RunFolder, normalisation: Normalisation) -> Manifest:
         parity=(),
         parity_tolerance=0.0,
         feature_axes=method_class(settings.method).feature_axes,
-        blank_tiles=roi.blank_tiles(settings.setup.grid) if roi else (),
         provenance=Provenance(
             created_utc=_now().isoformat(timespec="seconds"),
             versions=_versions(),

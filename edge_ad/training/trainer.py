@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -281,6 +281,8 @@ def train(
         RunMismatchError, OutputWriteError: see `RunFolder.begin`.
         DivergedError and others of `TileModel.fit`.
     """
+    if images.roi is not None:
+        setup = replace(setup, blank_tiles=images.roi.blank_tiles(setup.grid))
     for location in setup.model_locations:  # a global model has one tile per image, a shared one has many
         model.check_counts(len(images.fit), len(images.fit) * len(setup.tiles_of(location)))
     ThresholdRule.parse(threshold_rule).check_normal(len(images.held_out))

@@ -78,7 +78,6 @@ MANIFEST = Manifest(
     parity_tolerance=0.25,
     provenance=Provenance("2026-01-02T03:04:05+00:00", {"edge-ad": "0.1.0"}, 7, "ab" * 32, 59, "timm"),
     feature_axes=FeatureAxes.NHWC,
-    blank_tiles=((0, 1),),
 )
 
 
@@ -118,13 +117,23 @@ def test_a_manifest_of_before_tolerances_of_each_score_has_one_for_all() -> None
 
 def test_a_manifest_of_before_blank_tiles_has_none() -> None:
     plain = json.loads(GOLDEN.read_text())
-    del plain["blank_tiles"]
-    assert Manifest.from_json(plain) == replace(MANIFEST, blank_tiles=())
+    del plain["setup"]["blank_tiles"]
+    assert Manifest.from_json(plain) == MANIFEST
+
+
+def test_a_blank_tile_has_no_head() -> None:
+    setup = replace(MANIFEST.setup, blank_tiles=((0, 1),))
+    blank = replace(MANIFEST, setup=setup, graphs=MANIFEST.graphs[:2])
+    assert Manifest.from_json(blank.to_json()) == blank
+    assert [blank.runs_per_image(graph) for graph in blank.graphs] == [1, 1]
+    with pytest.raises(
+        ManifestError, match=r"expected one head per model location \['r00_c00'\], but got \[\(0, 0\), "
+    ):
+        Manifest.from_json(replace(MANIFEST, setup=setup).to_json())
 
 
 def test_derived_parts() -> None:
-    assert MANIFEST.inspected == ((0, 0),)
-    assert [MANIFEST.runs_per_image(graph) for graph in MANIFEST.graphs] == [1, 1, 0]
+    assert [MANIFEST.runs_per_image(graph) for graph in MANIFEST.graphs] == [2, 1, 1]
     assert MANIFEST.shared == MANIFEST.graphs[0]
     assert [head.location for head in MANIFEST.heads] == [(0, 0), (0, 1)]
     assert [file.path for file in MANIFEST.files][-3:] == [
@@ -171,6 +180,11 @@ def nested(depth: int) -> dict[str, Any]:
         (_with("fp4", "precision"), "manifest.json.precision: expected one of fp32, fp16, int8, but got 'fp4'"),
         (_with({}, "graphs"), "manifest.json.graphs: expected a list, but got {}"),
         (_with([], "setup"), "manifest.json.setup: expected an object, but got []"),
+        (
+            _with([[0, 2]], "setup", "blank_tiles"),
+            "manifest.json.setup.blank_tiles: expected some of the 2 tiles, and not all, but got [(0, 2)]",
+        ),
+        (_with([[0, 0], [0, 1]], "setup", "blank_tiles"), None),
         (
             _with(float("inf"), "golden", 0, "raw_score"),
             "manifest.json.golden[0].raw_score: expected a finite number, but got inf",

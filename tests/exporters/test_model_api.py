@@ -9,23 +9,25 @@ import pytest
 from file_system import file_size_limit
 from tiny_bundle import expected_tile, some_image, tiny_manifest, tiny_setup
 
+import edge_ad
 from edge_ad.bundle.files import read_bundle
-from edge_ad.bundle.manifest import Format, Normalisation, NormalisationStage, Scale
+from edge_ad.bundle.manifest import Format, Merge, Normalisation, NormalisationStage, Scale, ScoreMerge
 from edge_ad.errors import InputError, OutputExistsError, OutputWriteError
-from edge_ad.exporters.model_api import MODEL_INFO, write_tile
+from edge_ad.exporters.model_api import write_tile
 from edge_ad.setups import ExtractorScope, Sharing
 from edge_ad.tiling import Location
 
 TILE_SCORE = tuple(Scale(0.1 * n, 1.0 + 0.2 * n) for n in range(4))
 TILE_MAP = tuple(Scale(0.05 * n, 0.5 + 0.1 * n) for n in range(4))
-BY_TILE = Normalisation(NormalisationStage.TILE, "fixed", Scale(0.2, 1.2), Scale(0.1, 0.9), TILE_SCORE, TILE_MAP)
+BY_TILE = Normalisation(NormalisationStage.TILE, "fixed", Scale(0.1, 0.6), Scale(0.1, 0.4), TILE_SCORE, TILE_MAP)
+MERGE = Merge(ScoreMerge.MAX, 2.0, 0.1)
 WHERE = Location(1, 0)
 
 
 @pytest.fixture
 def bundle(tiny_bundle):
-    """Four tiles, heads that take features and image, thresholds per tile."""
-    return read_bundle(tiny_bundle(tiny_manifest(normalisation=BY_TILE)))
+    """Four tiles merged by their maximum, heads that take features and image, thresholds per tile."""
+    return read_bundle(tiny_bundle(tiny_manifest(normalisation=BY_TILE, merge=MERGE)))
 
 
 def some_tile(bundle):
@@ -34,12 +36,18 @@ def some_tile(bundle):
 
 
 def expected(tile, model=WHERE):
-    """(map, score) in [0, 1] of the tile at `WHERE`, the third, by the head of ``model``, in float64."""
+    """(map, score) in [0, 1] of the tile at `WHERE`, the third, by the head of ``model``, in float64.
+
+    By the tile's scale, then by that of merged values, as `Detector` does it.
+    """
+
+    def scaled(raw, *scales):
+        for scale in scales:
+            raw = 0.5 * (raw - scale.low) / (scale.threshold - scale.low)
+        return np.clip(raw, 0, 1)
+
     raw_map, raw_score = expected_tile(tile, model)
-    scaled = (
-        0.5 * (raw - s.low) / (s.threshold - s.low) for raw, s in ((raw_map, TILE_MAP[2]), (raw_score, TILE_SCORE[2]))
-    )
-    return tuple(np.clip(values, 0, 1) for values in scaled)
+    return scaled(raw_map, TILE_MAP[2], BY_TILE.map), scaled(raw_score, TILE_SCORE[2], BY_TILE.score)
 
 
 def test_image_to_verdict_in_one_graph(bundle, tmp_path):
@@ -66,10 +74,21 @@ def test_several_tiles_at_once(bundle, tmp_path):
 
 
 def test_metadata(bundle, tmp_path):
+    """By hand, from ModelAPI's docs/model-configuration.md: it has OpenCV's BGR, and the models were trained on RGB.
+
+    Mean and scale are inside the graph: were they here too, ModelAPI would apply them once more.
+    """
     model = ov.Core().read_model(write_tile(bundle, WHERE.name, tmp_path / "tile.xml"))
-    found = {key: model.get_rt_info(["model_info", key]).astype(str) for key in MODEL_INFO}
-    assert found == MODEL_INFO
-    assert found["model_type"] == "AnomalyDetection"
+    assert model.get_rt_info(["model_info"]).value == {
+        "model_type": "AnomalyDetection",
+        "task": "segmentation",
+        "labels": "Normal Anomaly",
+        "image_threshold": "0.5",
+        "pixel_threshold": "0.5",
+        "normalization_scale": "1.0",
+        "reverse_input_channels": "True",
+        "resize_type": "standard",
+    }
 
 
 def test_model_api_opens_it(bundle, tmp_path):
@@ -91,7 +110,9 @@ def test_model_api_opens_it(bundle, tmp_path):
 
 
 def test_a_shared_model_serves_every_tile(tiny_bundle, tmp_path):
-    bundle = read_bundle(tiny_bundle(tiny_manifest(tiny_setup(sharing=Sharing.ALL), normalisation=BY_TILE)))
+    bundle = read_bundle(
+        tiny_bundle(tiny_manifest(tiny_setup(sharing=Sharing.ALL), normalisation=BY_TILE, merge=MERGE))
+    )
     path = write_tile(bundle, WHERE.name, tmp_path / "tile.xml")
     compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     tile = some_tile(bundle)
@@ -109,6 +130,33 @@ def test_a_single_tile_has_the_images_thresholds(tiny_bundle, tmp_path):
     raw = expected_tile(tile, Location(0, 0))[1]
     got = compiled({"image": tile[None].astype(np.float32)})["pred_score"]
     assert got[0] == pytest.approx(min(1, 0.5 * (raw - 0.2) / (1.2 - 0.2)), abs=0.02)
+
+
+def test_a_single_tile_of_a_stage_of_its_own_has_the_bundles_verdict(tiny_bundle, tmp_path):
+    """Its scale, and then the merged one, which is what `edge-ad threshold` changes."""
+    one = tiny_setup((23, 29), (23, 29), (23, 29))
+    by_tile = replace(BY_TILE, score=Scale(-0.3, 0.7), tile_score=TILE_SCORE[1:2], tile_map=TILE_MAP[1:2])
+    path = tiny_bundle(tiny_manifest(one, normalisation=by_tile))
+    compiled = ov.Core().compile_model(
+        write_tile(read_bundle(path), None, tmp_path / "tile.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    with edge_ad.load(path, precision="f32") as detector:
+        for image in (some_image(one), some_image(one) // 4):
+            result, outputs = detector(image, color="rgb"), compiled({"image": image[None].astype(np.float32)})
+            assert 0 < result.pred_score < 1
+            assert outputs["pred_score"][0] == pytest.approx(result.pred_score, abs=1e-5)
+            assert outputs["pred_label"][0] == result.pred_label
+            np.testing.assert_allclose(outputs["anomaly_map"][0, 0], result.anomaly_map, atol=1e-5)
+
+
+def test_among_tiles_merged_by_their_mean_one_has_its_own_threshold(tiny_bundle, tmp_path):
+    bundle = read_bundle(tiny_bundle(tiny_manifest(normalisation=BY_TILE, merge=replace(MERGE, score=ScoreMerge.MEAN))))
+    path = write_tile(bundle, WHERE.name, tmp_path / "tile.xml")
+    compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    tile = some_tile(bundle)
+    raw, scale = expected_tile(tile, WHERE)[1], TILE_SCORE[2]
+    got = compiled({"image": tile[None].astype(np.float32)})["pred_score"][0]
+    assert got == pytest.approx(0.5 * (raw - scale.low) / (scale.threshold - scale.low), abs=1e-5)
 
 
 def test_refusals(tiny_bundle, bundle, tmp_path):
