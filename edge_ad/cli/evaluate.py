@@ -87,7 +87,7 @@ def command(
     precision and signature are for bundles.
     """
     from edge_ad.bundle.files import MANIFEST_NAME
-    from edge_ad.data.cache import open_cache
+    from edge_ad.data.cache import image_sizes, open_cache
     from edge_ad.data.layouts import read_dataset
     from edge_ad.data.saturation import defects_config_of
     from edge_ad.errors import BundleNotFoundError, EmptyDataError, InputError
@@ -121,6 +121,8 @@ def command(
             raise BundleNotFoundError(f"{model} is neither a run nor a bundle: {what}")
         detector = load(model, device, precision=precision, require_signature=require_signature)
     with detector, terminal_progress(not obj["quiet"]) as progress:
+        for size in image_sizes([sample.path for sample in dataset.test]):
+            detector.check_proportions(size)
         cached = open_cache(
             dataset.test, detector.image_size, pixel_format(detector.manifest.input, bits, alpha), progress=progress
         )

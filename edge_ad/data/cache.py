@@ -78,11 +78,16 @@ def open_cache(
     return CachedImages(cached, digests)
 
 
+def image_sizes(paths: Sequence[Path]) -> list[Size]:
+    """`image_size` of each, several at a time."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(image_size, paths))
+
+
 def common_size(paths: Sequence[Path]) -> Size:
     """(H, W) of images that are all of one size. Raises `MixedSizesError`, naming two that differ."""
     first: tuple[Path, Size] | None = None
-    for path in paths:
-        size = image_size(path)
+    for path, size in zip(paths, image_sizes(paths), strict=True):
         first = first or (path, size)
         if size != first[1]:
             raise MixedSizesError(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edge_ad.bundle.manifest import Normalisation, NormalisationStage, ScoreMerge
-from edge_ad.data.cache import CachedImages, digest_of, open_cache
+from edge_ad.data.cache import CachedImages, digest_of, image_sizes, open_cache
 from edge_ad.data.layouts import Dataset, Sample, read_dataset
 from edge_ad.errors import (
     DataNotFoundError,
@@ -25,7 +25,7 @@ from edge_ad.errors import (
     TooFewImagesError,
 )
 from edge_ad.evaluation.thresholds import ThresholdRule
-from edge_ad.imaging import PixelFormat, image_size
+from edge_ad.imaging import PixelFormat
 from edge_ad.methods.tile_model import ImageFeatures, TileModel, TileStream, location_seed
 from edge_ad.progress import Progress, no_progress
 from edge_ad.proportions import proportions_of
@@ -116,7 +116,7 @@ def read_training_images(
         fit.digests,
         held.digests,
         hashlib.sha256(roi.png()).hexdigest() if roi else None,
-        proportions_of(image_size(sample.path) for sample in (*dataset.train, *dataset.validation)),
+        proportions_of(image_sizes([sample.path for sample in (*dataset.train, *dataset.validation)])),
     )
     if roi:
         fit_images, held_images = roi.paint(fit_images), roi.paint(held_images)
