@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import glob
 import json
 import os
 import re
@@ -51,7 +50,8 @@ def write_file(path: Path, write: Callable[[Path], object], *, durable: bool = T
         durable: wait until the disk has it. Without, a power cut may leave an empty file; a kill may not.
 
     Raises:
-        OutputWriteError: nothing could be written (disk full, no permission); ``path`` is as it was.
+        OutputWriteError: nothing could be written (disk full, no permission); ``path`` is as it was. Or it
+            was renamed already, and only whether it will outlast a power cut is in doubt.
     """
     path = Path(path)
     # The suffix stays at the end: cv2.imwrite and others choose the format by it. The stem may be as long as names go.
@@ -105,7 +105,8 @@ def staged_folder(path: Path, *, replaces: str | None = None) -> Iterator[Path]:
     whoever reads finds the old one or the new one, whole, and so does who reads after a power cut. Elsewhere there are
     two steps, with no folder for an instant; one that was interrupted there is put back by the next call.
 
-    What a killed process left beside ``path`` is removed first.
+    What a killed process left beside ``path`` is removed first; on Linux and macOS, for elsewhere nothing tells it from
+    what a running one writes.
 
     Args:
         path: the folder.
@@ -113,7 +114,8 @@ def staged_folder(path: Path, *, replaces: str | None = None) -> Iterator[Path]:
 
     Raises:
         OutputExistsError: ``path`` exists and may not be replaced.
-        OutputWriteError: the folder could not be written; ``path`` is as it was.
+        OutputWriteError: the folder could not be written; ``path`` is as it was. Or it was renamed already, and only
+            whether it will outlast a power cut is in doubt.
     """
     path = Path(path)
     with writing(path):
@@ -182,7 +184,9 @@ def _check_replaceable(path: Path, replaces: str | None) -> None:
 
 def _recover(path: Path) -> None:
     """Finish or undo what a killed `staged_folder` of ``path`` has left; those of running ones are locked."""
-    for leftover in sorted(path.parent.glob(f".{glob.escape(path.name)}.*")):
+    # One random part, as `tempfile` makes it: those of "bolt.edgead" are not "bolt"'s
+    mine = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}({re.escape(_STAGE)}|{re.escape(_OLD)})")
+    for leftover in sorted(each for each in path.parent.iterdir() if mine.fullmatch(each.name)):
         if leftover.suffix == _OLD and not path.exists():
             leftover.rename(path)
         elif leftover.suffix == _OLD or (leftover.suffix == _STAGE and _is_free(leftover)):
@@ -250,10 +254,14 @@ def _is_running(process: int) -> bool:
 
 
 def _flush(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":
         return  # Windows cannot open folders; NTFS journals the rename
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes what may be written
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not (is_folder and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some filesystems flush files alone
+            raise
     finally:
         os.close(handle)

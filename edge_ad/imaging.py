@@ -92,7 +92,13 @@ def read_image(path: Path, pixel_format: PixelFormat = PixelFormat()) -> NDArray
         ImageTooLargeError: its header claims more than `MAX_PIXELS`; nothing is decoded.
         PixelFormatError: float or other unusual pixels, values beyond the declared bits, or a transparent 8-bit TIFF.
     """
-    decoded = _decode(Path(path))
+    path = Path(path)
+    return decode_image(_read(path), path, pixel_format)
+
+
+def decode_image(content: bytes, path: Path, pixel_format: PixelFormat = PixelFormat()) -> NDArray[np.uint8]:
+    """`read_image` of a file's ``content``; ``path`` is for messages alone. Raises as there."""
+    decoded = _decode(content, path)
     colors, opacity = (decoded[:, :, :3], decoded[:, :, 3]) if _has_alpha(decoded) else (decoded, None)
     try:
         eight = to_uint8(colors, (pixel_format.bits or 16) if colors.dtype == np.uint16 else None)
@@ -105,12 +111,13 @@ def read_image(path: Path, pixel_format: PixelFormat = PixelFormat()) -> NDArray
 
 def image_size(path: Path) -> Size:
     """(H, W) of an image file, decoded only where its header does not tell. Raises as `read_image`."""
-    content = _read(Path(path))
+    path = Path(path)
+    content = _read(path)
     _check_whole(path, content)
     _check_claims(path, content)
     height, width = stored_size(content)
     if not (height and width):
-        height, width = _decode(Path(path)).shape[:2]
+        height, width = _decode(content, path).shape[:2]
     return height, width
 
 
@@ -121,7 +128,8 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 
 def read_mask_values(path: Path) -> NDArray[Any]:
     """A ground-truth mask as it is stored, (H, W): of several channels but alpha the largest. Raises as `read_mask`."""
-    decoded = _decode(Path(path))
+    path = Path(path)
+    decoded = _decode(_read(path), path)
     return decoded if decoded.ndim == 2 else decoded[:, :, :3].max(2)
 
 
@@ -224,6 +232,18 @@ def resize_mask(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
     return cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT) > 0
 
 
+def cover_mask(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
+    """``mask`` bool (H, W) at ``size``: nothing of it vanishes, as small things do by the nearest pixel.
+
+    Along axes that shrink a pixel is True where any of its area is; axes then grow by the nearest pixel.
+    """
+    smaller = (min(mask.shape[0], size[0]), min(mask.shape[1], size[1]))
+    if smaller != mask.shape:
+        # As float32: of eight bits one pixel among a thousand would be rounded away
+        mask = cv2.resize(mask.astype(np.float32), smaller[::-1], interpolation=cv2.INTER_AREA) > 0
+    return resize_mask(mask, size)
+
+
 def resize_map(anomaly_map: NDArray[np.float32], size: Size) -> NDArray[np.float32]:
     """``anomaly_map`` float32 (H, W) at ``size``, linearly."""
     if anomaly_map.shape == size:
@@ -267,8 +287,7 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
     atomic.write_bytes(path, encode_png(image))
 
 
-def _decode(path: Path) -> NDArray[Any]:
-    content = _read(path)
+def _decode(content: bytes, path: Path) -> NDArray[Any]:
     _check_whole(path, content)
     _check_claims(path, content)
     try:

@@ -41,7 +41,12 @@ class Roi:
             UnreadableImageError, PixelFormatError: see `read_image`.
             InputError: other proportions; nothing is left to look at, or nothing to paint over.
         """
-        drawn = read_image(path).max(axis=2) > BRIGHTEST_BLACK
+        return cls.drawn(read_image(path), path, size, images)
+
+    @classmethod
+    def drawn(cls, image: NDArray[np.uint8], path: Path, size: Size, images: Size | None = None) -> Roi:
+        """`read` of a file that is decoded already, uint8 (h, w, 3); ``path`` is for messages alone."""
+        drawn = image.max(axis=2) > BRIGHTEST_BLACK
         if images is not None and not _are_alike(drawn.shape, images):
             raise InputError(
                 f"{path} is {format_size(drawn.shape)}, but the images are {format_size(images)}; "

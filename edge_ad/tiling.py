@@ -175,7 +175,10 @@ class TileGrid:
         return rows, cols
 
     def pad(self, image: NDArray[Any]) -> NDArray[Any]:
-        """Zero-pad ``image`` (H, W) or (H, W, C) to `padded_size`; the same array where nothing is missing."""
+        """Zero-pad ``image`` (H, W) or (H, W, C) to `padded_size`; the same array where nothing is missing.
+
+        For users, benchmarks and tests, as `crop`.
+        """
         if image.shape[:2] != self.image_size:
             raise GeometryError(
                 f"expected an image of {format_size(self.image_size)}, but got {format_size(image.shape[:2])}"
@@ -186,13 +189,23 @@ class TileGrid:
         return np.pad(image, [(0, bottom), (0, right)] + [(0, 0)] * (image.ndim - 2))
 
     def crop(self, image: NDArray[Any]) -> Iterator[NDArray[Any]]:
-        """The tiles of ``image`` (H, W) or (H, W, C), row by row: views into it (or into its padded copy)."""
+        """The tiles of ``image`` (H, W) or (H, W, C), row by row: views into it (or into its padded copy).
+
+        With `merge` what tiling means, in plain numpy, for users, benchmarks and tests. `Detector` itself cuts tile by
+        tile into one buffer, and never pads the image for it.
+        """
         padded = self.pad(image)
         for location in self.locations:
             yield padded[self.window(location)]
 
     def merge(self, maps: Sequence[NDArray[Any]] | NDArray[Any]) -> NDArray[np.float32]:
-        """Average tile maps, T of (..., h, w) in grid order, into one (..., H, W) float32 map, without smoothing."""
+        """Average tile maps, T of (..., h, w) in grid order, into one (..., H, W) float32 map, without smoothing.
+
+        For users and tests, as `crop`: `Detector` adds each map to its `MapMerger` as it comes.
+
+        Raises:
+            GeometryError: not a map per tile.
+        """
         if len(maps) != len(self):
             raise GeometryError(f"expected {len(self)} tile maps, but got {len(maps)}")
         merger = MapMerger(self, batch_shape=np.shape(maps[0])[:-2])

@@ -70,14 +70,17 @@ def write(model: onnx.ModelProto, stem: Path, *, half: bool, half_arithmetic: bo
 def halve_storage(model: onnx.ModelProto) -> None:
     """Store float32 weights as float16 and cast them back where they are read: half the file, float32 arithmetic.
 
-    ONNX Runtime folds the casts when it loads.
+    ONNX Runtime folds the casts when it loads. A tensor with a value that would become infinite stays as it is.
     """
     casts = []
     for tensor in model.graph.initializer:
         if tensor.data_type != onnx.TensorProto.FLOAT or np.prod(tensor.dims) < _HALVED_FROM:
             continue
+        values = numpy_helper.to_array(tensor)
+        if np.abs(values).max() > np.finfo(np.float16).max:
+            continue
         name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), f"{name}.half"))
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))
         casts.append(onnx.helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]

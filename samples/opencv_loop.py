@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -102,7 +103,8 @@ def is_quit(annotated: NDArray[Any]) -> bool:
 
 def is_live(source: str) -> bool:
     """Files are not, however they are named; cameras, URLs, device files and pipelines are."""
-    return not Path(source.removeprefix("file://")).is_file()
+    # Path.is_file raises where a pipeline is longer than names go
+    return not os.path.isfile(source.removeprefix("file://"))  # noqa: PTH113
 
 
 def frames(source: str) -> Iterator[NDArray[Any]]:
@@ -131,6 +133,9 @@ def as_json(result: edge_ad.Result, detector: edge_ad.Detector) -> dict[str, Any
         "pred_label": result.pred_label,  # True of an error too: what could not be inspected is not good
         "raw_threshold": detector.manifest.normalisation.score.threshold,
         "manifest_digest": detector.manifest_digest,
+        "dropped": detector.stats().dropped,
+        "device": result.device,
+        "fault": result.fault,
     }
     if result.verdict is Verdict.ERROR:
         return line | {"error": result.error}
@@ -148,9 +153,6 @@ def as_json(result: edge_ad.Result, detector: edge_ad.Detector) -> dict[str, Any
             for region in result.regions_at()
         ],
         "latency_ms": round(result.timings_ms["total"], 3),
-        "dropped": detector.stats().dropped,
-        "device": result.device,
-        "fault": result.fault,
     }
 
 

@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import sys
 import time
 import traceback
@@ -189,6 +190,21 @@ def test_a_kill_inside_leaves_nothing_after_the_next_call(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_what_was_left_of_a_longer_name_is_not_ours(tmp_path):
+    """Of bolt.edgead, once killed between the renames: it is put back by its own next call alone."""
+    theirs = [".bolt.edgead.a1b2c3_d.old", ".bolt.edgead.a1b2c3_d.part", ".bolt.edgead.old"]
+    for name in (*theirs, ".bolt.a1b2c3_d.old", ".bolt.b1b2c3_d.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "of").write_text(name)
+    with pytest.raises(OutputExistsError), atomic.staged_folder(tmp_path / "bolt"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*theirs, "bolt"])
+    assert (tmp_path / "bolt" / "of").read_text() == ".bolt.a1b2c3_d.old"
+    with pytest.raises(OutputExistsError), atomic.staged_folder(tmp_path / "bolt.edgead"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".bolt.edgead.old", "bolt", "bolt.edgead"]
+
+
 def test_leftovers_of_dead_processes_are_removed(tmp_path):
     ended = os.fork()
     if ended == 0:
@@ -244,3 +260,30 @@ def test_what_is_flushed(tmp_path, monkeypatch):
     flushed.clear()
     atomic.write_bytes(tmp_path / "a" / "b" / "d.png", b"x", durable=False)
     assert flushed == []
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+@pytest.mark.parametrize("refused", ["folders", "files"])
+def test_a_filesystem_that_flushes_files_alone(tmp_path, monkeypatch, code, refused):
+    """Some network filesystems, and FUSE; an error of the disk counts whatever it is about."""
+    fsync = os.fsync
+
+    def refuse(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode) == (refused == "folders"):
+            raise OSError(code, os.strerror(code))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+
+    def write_both():
+        atomic.write_text(tmp_path / "a" / "b.txt", "x")
+        with atomic.staged_folder(tmp_path / "out") as stage:
+            (stage / "c").mkdir()
+            (stage / "c" / "d").write_text("x")
+
+    if refused == "files" or code == errno.EIO:
+        with pytest.raises(OutputWriteError, match=os.strerror(code)):
+            write_both()
+    else:
+        write_both()
+        assert {path.name for path in tmp_path.rglob("*")} == {"a", "b.txt", "out", "c", "d"}

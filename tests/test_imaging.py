@@ -19,6 +19,7 @@ from edge_ad.errors import ColorError, DataNotFoundError, FrameError, InputError
 from edge_ad.imaging import (
     Alpha,
     PixelFormat,
+    cover_mask,
     image_files,
     image_size,
     natural_sort,
@@ -451,7 +452,7 @@ def test_whole_factors_average_blocks_by_hand(down, across):
 def test_the_right_size_is_the_same_array():
     image, mask, anomaly_map = noise(5, 7, 3), np.zeros((5, 7), bool), np.zeros((5, 7), np.float32)
     assert resize(image, (5, 7)) is image
-    assert resize_mask(mask, (5, 7)) is mask
+    assert resize_mask(mask, (5, 7)) is cover_mask(mask, (5, 7)) is mask
     assert resize_map(anomaly_map, (5, 7)) is anomaly_map
 
 
@@ -466,6 +467,25 @@ def test_masks_take_the_nearest_pixel(old, new, seed):
     rows, cols = (centre // (2 * n) for centre, n in zip(centres, new, strict=True))
     clear = np.ix_(*(centre % (2 * n) > 0 for centre, n in zip(centres, new, strict=True)))
     np.testing.assert_array_equal(resized[clear], mask[np.ix_(rows, cols)][clear])
+
+
+@given(sizes, sizes, st.integers(0, 2**32 - 1))
+@settings(max_examples=100)
+def test_what_a_mask_covers_is_covered_at_any_size(old, new, seed):
+    mask = np.random.default_rng(seed).random(old) < 0.1
+    smaller = tuple(map(min, old, new))
+    # old pixels that lie in new pixel i: from i * old / new, rounded down, to (i + 1) * old / new, rounded up
+    rows, cols = (
+        [slice(i * o // n, -(-(i + 1) * o // n)) for i in range(n)] for o, n in zip(old, smaller, strict=True)
+    )
+    shrunk = np.array([[mask[row, col].any() for col in cols] for row in rows])
+    np.testing.assert_array_equal(cover_mask(mask, new), resize_mask(shrunk, new))
+
+
+def test_one_pixel_among_a_million_is_covered():
+    mask = np.zeros((2000, 3000), bool)
+    mask[1234, 2345] = True
+    assert np.argwhere(cover_mask(mask, (2, 3))).tolist() == [[1, 2]]
 
 
 @given(sizes, sizes, st.integers(0, 2**32 - 1))

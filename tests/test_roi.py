@@ -15,8 +15,10 @@ from edge_ad.bundle.manifest import NormalisationStage, Precision
 from edge_ad.cli import main
 from edge_ad.data.layouts import read_dataset
 from edge_ad.errors import ChangedFileError, IncompleteRunError, InputError, ManifestError, RunMismatchError
+from edge_ad.exporters import export
 from edge_ad.exporters.export import ExportOptions, export_run
 from edge_ad.exporters.model_api import write_tile
+from edge_ad.exporters.parity import raw_outputs
 from edge_ad.roi import PAINT, Roi
 from edge_ad.runtime import overlay
 from edge_ad.runtime.loading import open_detector
@@ -153,6 +155,26 @@ def test_what_lies_outside_changes_nothing(trained, tmp_path):
     write_roi(tmp_path / "bundle" / "roi.png", ~INSIDE)
     with pytest.raises(ChangedFileError, match=r"roi\.png"):
         edge_ad.load(tmp_path / "bundle")
+
+
+def test_an_export_is_proved_on_defects_that_can_be_seen(trained, tmp_path, monkeypatch):
+    """One that lies outside is painted over: it would be called anomalous, and look like a normal image."""
+    run, images, _ = trained
+    shown = []
+
+    def outputs(detector, probes):
+        shown.append(probes)
+        return raw_outputs(detector, probes)
+
+    monkeypatch.setattr(export, "raw_outputs", outputs)
+    export_run(run, images, tmp_path / "bundle", ExportOptions(precision=Precision.FP32))
+    count = len(images.held_out)
+    for probes in shown:
+        normal, planted = probes[:count], probes[count:]
+        np.testing.assert_array_equal(normal, images.held_out)
+        assert len(planted) == export.PARITY_IMAGES - count
+        for index, image in enumerate(planted):
+            assert (image != normal[index % count])[INSIDE].any()
 
 
 def test_a_run_without_one_looks_everywhere(tmp_path):

@@ -30,7 +30,7 @@ def main(bundle: Path, loads: int, device: str) -> None:
         edge_ad.load(bundle, device).close()
 
     def load_unchecked() -> None:
-        with patch.object(files, "_read_entry", _unchecked):
+        with patch.object(files, "read_entry", _unchecked):
             load()
 
     timings = time_interleaved({"hashed": load, "unchecked": load_unchecked}, 1, loads)

@@ -236,11 +236,17 @@ def read_graph(root: Path, graph: Graph, graph_format: Format) -> GraphFiles:
         ChangedFileError: size or SHA-256 differs.
         GraphFormatError: see `check_graph`.
     """
-    model, *weights = [_read_entry(root, entry) for entry in graph.files]
+    model, *weights = [read_entry(root, entry) for entry in graph.files]
     return check_graph(GraphFiles(Path(graph.files[0].path).name, model.tobytes(), *weights), graph_format)
 
 
-def _read_entry(root: Path, entry: FileEntry) -> NDArray[np.uint8]:
+def read_entry(root: Path, entry: FileEntry) -> NDArray[np.uint8]:
+    """The bytes of one file, uint8 (bytes,), as they lie below ``root``, which are those that the manifest names.
+
+    Raises:
+        MissingFileError: it cannot be read.
+        ChangedFileError: size or SHA-256 differs.
+    """
     content = _read(root / entry.path, entry.size_bytes)
     _check_size(root, entry, len(content))
     _check_sum(root, entry, hashlib.sha256(content.data).hexdigest())

@@ -1,7 +1,7 @@
 """The manifest of a bundle: what is in it, how images go in, how maps and scores come out.
 
 Dataclasses mirror ``manifest.json`` field by field; `Manifest.to_json` and `Manifest.from_json` are exact inverses.
-Unknown or missing fields and wrong types are refused.
+Unknown fields, missing ones that have no default, and wrong types are refused.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Graph:
-    """One graph: its files (the first is the one to open) and what is known of its cost for one tile."""
+    """One graph: its files (the first is the one to open) and what is known of its cost for one run."""
 
     role: Role
     location: tuple[int, int] | None  # of the model; None for the shared graph

@@ -90,7 +90,7 @@ def _show_graphs(manifest: Manifest) -> None:
         for graph in manifest.graphs
     ]
     click.echo()
-    write_table([("graph", "stored", "float parts run in", "parameters", "MFLOP/tile", "MB"), *rows], right=(3, 4, 5))
+    write_table([("graph", "stored", "float parts run in", "parameters", "MFLOP/run", "MB"), *rows], right=(3, 4, 5))
 
 
 def _show_parity(manifest: Manifest) -> None:

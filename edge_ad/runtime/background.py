@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -12,6 +15,7 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 _JOIN_TIMEOUT_S = 2.0  # a camera that gives no frame keeps its thread blocked; it is a daemon
+_SLICE_S = 0.5  # Windows: Ctrl-C does not end a wait for a lock, and is seen once that is over
 
 
 class Drop(StrEnum):
@@ -59,7 +63,7 @@ class Background(Generic[Item]):
     def __iter__(self) -> Iterator[Item]:
         while True:
             with self._changed:
-                self._changed.wait_for(self._has_news)
+                self._wait_for_news()
                 if not self._queue:
                     break
                 item = self._queue.popleft()
@@ -77,7 +81,7 @@ class Background(Generic[Item]):
     def wait(self, timeout_s: float | None = None) -> bool:
         """True once an item waits or none will come any more; False after ``timeout_s`` seconds without either."""
         with self._changed:
-            return self._changed.wait_for(self._has_news, timeout_s)
+            return self._wait_for_news(timeout_s)
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -94,8 +98,16 @@ class Background(Generic[Item]):
         if threading.current_thread() is not self._thread:
             self._thread.join(_JOIN_TIMEOUT_S)
 
-    def _has_news(self) -> bool:
-        return bool(self._queue) or self._done or self._stopped
+    def _wait_for_news(self, timeout_s: float | None = None) -> bool:
+        """See `wait`, with the lock held. In the reader's thread, which Ctrl-C is to interrupt."""
+        longest_s = _SLICE_S if sys.platform == "win32" else threading.TIMEOUT_MAX
+        end_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while not (self._queue or self._done or self._stopped):
+            left_s = end_s - time.monotonic()
+            if left_s <= 0:
+                return False
+            self._changed.wait(min(left_s, longest_s))
+        return True
 
     def _read(self) -> None:
         try:

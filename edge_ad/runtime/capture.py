@@ -80,7 +80,8 @@ def frames_from(queue: FrameQueue) -> Iterable[NDArray[Any] | Frame]:
     """The frames that a camera's callback puts into ``queue``: bare arrays or `Frame`; None ends them.
 
     For `Detector.stream`, which looks every 0.1 s whether it was closed while it waits for one: a closed stream takes
-    no frame any more, and another one can go on with the queue.
+    no frame any more, and another one can go on with the queue. One that comes while `Stream.close` is under way may
+    still be taken, and is lost.
 
     A generator may turn or crop the frames on their way, such as ``(frame[::-1] for frame in frames_from(queue))``. As
     any source that blocks, it notices only at its next frame that its stream was closed, and that frame is lost.
@@ -163,7 +164,8 @@ def capture(
         if error is None and (is_end or stopped.is_set()):
             return
         action = policy[fault] if count else Action.RAISE
-        ledger.fault(fault, action, f"after {count} frames: {error or 'the source ended'}")
+        why = _gist(error) if error else "the source ended"
+        ledger.fault(fault, action, f"after {count} frames: {why}")
         if action == Action.RAISE:
             try:
                 raise error or SourceError("the source gave no frame; check its path, index or address")
@@ -171,11 +173,18 @@ def capture(
                 del error  # its traceback holds this frame
         error = None
         if attempt == policy.reopen_attempts:
-            raise SourceError(f"the source was opened again {attempt} times and gave no frame; check the camera")
+            raise SourceError(
+                f"the source was opened again {attempt} times and gave no frame, the last time: {why}; check the camera"
+            )
         if stopped.wait(reopen_pause_s(attempt, policy)):
             return
         attempt += 1
         ledger.count("reopened")
+
+
+def _gist(error: Exception) -> str:
+    """Its message on one line; its kind where it has none, as time-outs do."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _opened(source: Source, stopped: threading.Event) -> Generator[NDArray[Any] | Frame | None]:

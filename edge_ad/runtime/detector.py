@@ -317,6 +317,8 @@ class Detector:
             raise InputError("standby: expected a detector where the policy falls back, and none where it does not")
         if standby is not None and standby.manifest != self.manifest:
             raise InputError("standby: expected a detector of the same bundle and thresholds")
+        if standby is not None and standby._ledger is self._ledger:  # itself, or a copy of `with_normalisation`
+            raise InputError("standby: expected another detector, but got this one; load the bundle a second time")
         options = StreamOptions(
             color=from_plain(Color, color, "color", ColorError),
             bits=bits,

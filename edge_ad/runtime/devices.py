@@ -20,7 +20,7 @@ be raised.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -82,11 +82,13 @@ def listed_as(device: str, available: Collection[str]) -> str | None:
     return next((name for name in names if name in available), None)
 
 
-def not_found(device: str, engine: str, available: Iterable[str]) -> DeviceNotFoundError:
+def not_found(device: str, engine: str, available: Collection[str]) -> DeviceNotFoundError:
     """The error for a device that is not there; lists those that are."""
     message = f"device {device!r} is not one that {engine} finds here; found: {', '.join(available) or 'none'}"
     kind = device.partition(":")[0]
-    if kind in ("CUDA", "TENSORRT"):
+    if kind in available:
+        message += "; there is none of this number"
+    elif kind in ("CUDA", "TENSORRT"):
         if engine == "OpenVINO":
             message += "; NVIDIA devices run bundles of edge-ad export --format onnx"
         else:

@@ -7,6 +7,7 @@ written into the `Result` it touched: nothing is replaced silently.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -94,14 +95,14 @@ class FaultPolicy:
         for fault, actions in ACTIONS.items():
             if self[fault] not in actions:
                 raise InputError(f"{fault}: expected one of {', '.join(actions)}, but got {str(self[fault])!r}")
-        if not 0 < self.reopen_first_s <= self.reopen_longest_s:
+        if not 0 < self.reopen_first_s <= self.reopen_longest_s < math.inf:
             raise InputError(
-                f"expected 0 < reopen_first_s <= reopen_longest_s, but got {self.reopen_first_s}, "
+                f"expected 0 < reopen_first_s <= reopen_longest_s, both finite, but got {self.reopen_first_s}, "
                 f"{self.reopen_longest_s}"
             )
-        for name in ("stall_s", "reopen_attempts"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise InputError(f"{name}: expected more than 0, but got {value}")
+        for name, without in (("stall_s", "never"), ("reopen_attempts", "for ever")):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise InputError(f"{name}: expected a finite number above 0 (None: {without}), but got {value}")
         if self.stalled != Action.RAISE and self.stall_s is None:
             raise InputError(f"stalled: {self.stalled} after how many seconds? While stall_s is None nothing stalls")
         if self.reopen_attempts is not None and Action.REOPEN not in self.actions:

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from edge_ad import atomic
-from edge_ad.bundle.files import check_unchanged, read_bundle
+from edge_ad.bundle.files import check_unchanged, read_bundle, read_entry
 from edge_ad.bundle.graph_reader import GraphReader
 from edge_ad.bundle.manifest import Graph, Manifest
 from edge_ad.errors import ManifestError, OutputWriteError, UnsupportedPrecisionError
+from edge_ad.imaging import decode_image
 from edge_ad.records import from_plain
 from edge_ad.roi import Roi
 from edge_ad.runtime.detector import Detector
@@ -185,14 +186,15 @@ def read_roi(path: Path, manifest: Manifest) -> Roi | None:
     """The region of interest of the bundle in the folder ``path``, where it has one.
 
     Raises:
-        ChangedFileError: the file is not the one that ``manifest`` names.
+        MissingFileError, ChangedFileError: the file is not the one that ``manifest`` names.
         UnreadableImageError, InputError: see `Roi.read`.
         ManifestError: tiles that the region shows are called blank: no defect would be seen there.
     """
     roi = None
     if manifest.roi is not None:
-        check_unchanged(path, [manifest.roi])
-        roi = Roi.read(path / manifest.roi.path, manifest.setup.image_size)
+        file = path / manifest.roi.path
+        image = decode_image(read_entry(path, manifest.roi).tobytes(), file)
+        roi = Roi.drawn(image, file, manifest.setup.image_size)
     blank = roi.blank_tiles(manifest.setup.grid) if roi else ()
     if wrong := [tile for tile in manifest.setup.blank_tiles if tile not in blank]:
         raise ManifestError(f"manifest.json.setup.blank_tiles: {wrong} are to be looked at; export the bundle again")

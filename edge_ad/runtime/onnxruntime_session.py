@@ -18,7 +18,14 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edge_ad.bundle.graph_files import GraphFiles
-from edge_ad.errors import DeviceFallbackError, GraphFormatError, InferenceError, InputError, UnsupportedPrecisionError
+from edge_ad.errors import (
+    DeviceFallbackError,
+    DeviceNotFoundError,
+    GraphFormatError,
+    InferenceError,
+    InputError,
+    UnsupportedPrecisionError,
+)
 from edge_ad.runtime.devices import DeviceInfo, not_found
 from edge_ad.runtime.processor import usable_cpus
 from edge_ad.runtime.session import ExecutionPrecision, Handle, Session, TensorSpec
@@ -29,6 +36,8 @@ BATCH_AXIS = "batch"  # the free dimension our exporter names
 ARITHMETIC = "edge_ad.arithmetic"  # metadata our exporter writes: what float parts compute in, f32 without it
 _LOGGER = logging.getLogger(__name__)
 _ERRORS = 3  # as ONNX Runtime numbers what it logs
+# "Invalid device ID: 7, must be between 0 (inclusive) and 1 (exclusive)", of either provider; the other is CUDA's own
+_NO_SUCH_GPU = re.compile(r"invalid device (id|ordinal)\b", re.IGNORECASE)
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
 
 
@@ -225,6 +234,8 @@ def open_graph(
             session = opened(captured=False)
             _LOGGER.warning("%s: some of its operations run on the CPU, not on %s", graph.name, device)
     except Exception as error:  # as above
+        if _NO_SUCH_GPU.search(str(error)):
+            raise not_found(device, ENGINE, _names()) from error
         raise InferenceError(f"{ENGINE} cannot load {graph.name} on {device}: {_gist(error)}") from error
     if session.get_providers()[0] != _PROVIDERS[kind].name:
         raise DeviceFallbackError(
@@ -238,9 +249,16 @@ def _parse(device: str) -> tuple[str, str]:
     """Key of `_PROVIDERS`, and the number of the device."""
     kind, colon, number = device.partition(":")
     known = kind in _PROVIDERS and _PROVIDERS[kind].name in ort.get_available_providers()
-    if not known or (colon and (kind == "CPU" or not re.fullmatch(r"\d+", number))):
-        raise not_found(device, ENGINE, [info.name for info in devices()])
+    if not known or (colon and kind == "CPU"):
+        raise not_found(device, ENGINE, _names())
+    if colon and not re.fullmatch(r"\d+", number):
+        found = ", ".join(_names())
+        raise DeviceNotFoundError(f"device {device!r}: expected a number after the colon, as {kind}:1; found: {found}")
     return kind, number or "0"
+
+
+def _names() -> list[str]:
+    return [info.name for info in devices()]
 
 
 @cache

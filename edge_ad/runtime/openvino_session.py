@@ -230,11 +230,16 @@ def _check_device(device: str) -> tuple[str, ...]:
 
 
 def _check_precision(parts: tuple[str, ...], precision: ExecutionPrecision) -> None:
-    for part in parts:
-        supported = _supported_precisions(part)
+    """Raise `UnsupportedPrecisionError` unless each of ``parts`` has it; of AUTO, which names none, any device."""
+    if parts:
+        supported_by = {part: _supported_precisions(part) for part in parts}
+    else:
+        found = (each for name in core().available_devices for each in _supported_precisions(name))
+        supported_by = {"AUTO": tuple(dict.fromkeys(found))}
+    for name, supported in supported_by.items():
         if precision not in supported:
             raise UnsupportedPrecisionError(
-                f"{part} does not execute in {precision}; ask for {', '.join(supported)} or auto"
+                f"{name} does not execute in {precision}; ask for {', '.join(supported)} or auto"
             )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ad.errors import FrameError
-from edge_ad.imaging import resize_mask, to_rgb
+from edge_ad.imaging import cover_mask, resize_mask, to_rgb
 from edge_ad.roi import Roi
 from edge_ad.runtime.result import Region, Result, Verdict
 from edge_ad.tiling import TileGrid
@@ -48,7 +48,7 @@ def draw(result: Result, grid: TileGrid | None = None, roi: Roi | None = None) -
         drawn = darken(drawn, ~resize_mask(roi.inside, result.original_size))
     if result.is_normalised:
         drawn = heat(drawn, result.map_at())
-    drawn = contours(drawn, resize_mask(result.pred_mask, result.original_size))
+    drawn = contours(drawn, cover_mask(result.pred_mask, result.original_size))
     if grid is not None:
         drawn = tiles(drawn, grid, result.tile_scores)
     drawn = boxes(drawn, result.regions_at())

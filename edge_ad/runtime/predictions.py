@@ -31,7 +31,7 @@ from edge_ad.errors import (
     SourceError,
     UnreadableImageError,
 )
-from edge_ad.imaging import PixelFormat, encode_png, image_files, read_image, resize_mask
+from edge_ad.imaging import PixelFormat, cover_mask, encode_png, image_files, read_image
 from edge_ad.records import to_plain
 from edge_ad.runtime import overlay
 from edge_ad.runtime.detector import Detector
@@ -164,7 +164,7 @@ def _inspect(detector: Detector, image: NDArray[np.uint8], name: str, path: Path
 
 def _write_pictures(output: Path, name: str, result: Result, drawn: NDArray[np.uint8]) -> dict[str, str]:
     """Write overlay and mask; where they lie below ``output``. They can be made again: the disk is not waited for."""
-    mask = resize_mask(result.pred_mask, result.original_size).astype(np.uint8) * 255
+    mask = cover_mask(result.pred_mask, result.original_size).astype(np.uint8) * 255
     written = {"overlay": f"{OVERLAYS}/{name}.png", "mask": f"{MASKS}/{name}.png"}
     for relative, picture in zip(written.values(), (drawn, mask), strict=True):
         atomic.write_bytes(output / relative, encode_png(picture), durable=False)

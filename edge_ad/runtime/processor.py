@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+TASKS = Path("/proc/self/task")  # of Linux: a folder per thread of this process
 
 
 @cache  # every graph asks, and the file grows with the number of cores
@@ -45,8 +47,12 @@ def cpu_shares(count: int) -> list[set[int]]:
 
 def stay_on(cpus: set[int]) -> None:
     """Schedule this process on ``cpus`` alone: engines start as many threads as it may use. Of no CPUs: as it was."""
-    if cpus:
-        os.sched_setaffinity(0, cpus)
+    if not cpus:
+        return
+    os.sched_setaffinity(0, cpus)  # of the calling thread, and of those that it starts from now on
+    for task in TASKS.iterdir() if TASKS.exists() else ():  # libraries start theirs when they are imported
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(task.name), cpus)
 
 
 def _affinity() -> set[int]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ad.errors import EdgeAdError, FrameChangedError, StalledError
+from edge_ad.errors import EdgeAdError, ForkedError, FrameChangedError, StalledError
 from edge_ad.imaging import Color
 from edge_ad.runtime.background import Background, Drop
 from edge_ad.runtime.capture import Captured, Source, capture
@@ -80,7 +80,10 @@ class Stream:
         return self
 
     def __next__(self) -> Result:
-        """The next result. Raises what the policy raises; `DetectorClosedError` where the detector was closed."""
+        """The next result.
+
+        Raises what the policy raises; `DetectorClosedError` where the detector was closed, `ForkedError` in a child.
+        """
         try:
             outcome = self._next_outcome()
             result = _result(outcome, self._options)
@@ -127,8 +130,11 @@ class Stream:
 
     def _next_outcome(self) -> _Outcome:
         outcomes, frames = self._begun()
-        while not outcomes.wait(self._options.policy.stall_s):
-            _stall(self._options.policy, self._ledger, len(frames))
+        policy, ledger = self._options.policy, self._ledger
+        skipped = ledger.stats().skipped
+        while not outcomes.wait(policy.stall_s):
+            before, skipped = skipped, ledger.stats().skipped
+            _stall(policy, ledger, skipped - before, len(frames))
         try:
             return next(self._reader)
         except StopIteration:
@@ -138,6 +144,11 @@ class Stream:
 
     def _begun(self) -> tuple[Background[_Outcome], Background[Captured]]:
         """Both threads, started with the first call. Raises `StopIteration` where it has ended."""
+        if os.getpid() != self._pid:  # before the lock: a thread that is not in the child may have held it
+            raise ForkedError(
+                "this stream was made before the process was forked, and its threads are not in the child; load the "
+                "bundle and begin a stream there, or start processes by 'spawn'"
+            )
         with self._lock:
             if self._stopped.is_set():
                 if self._why is not None:
@@ -182,9 +193,15 @@ def _result(outcome: _Outcome, options: StreamOptions) -> Result:
     return replace(result, info=info, fault=outcome.fault, error=outcome.error)
 
 
-def _stall(policy: FaultPolicy, ledger: Ledger, waiting: int) -> None:
-    who = f"the engine hangs, {waiting} frames wait" if waiting else "the source gives no frame, or the engine hangs"
-    message = f"no result for {policy.stall_s:g} s: {who}"
+def _stall(policy: FaultPolicy, ledger: Ledger, skipped: int, waiting: int) -> None:
+    """``skipped``: frames since the last result, or the last stall. ``waiting``: frames in the queue now."""
+    if skipped:
+        why = f"{skipped} frames came and were skipped, {waiting} wait"
+    elif waiting:
+        why = f"the engine hangs, {waiting} frames wait"
+    else:
+        why = "the source gives no frame, or the engine hangs"
+    message = f"no result for {policy.stall_s:g} s: {why}"
     ledger.fault(Fault.STALLED, policy[Fault.STALLED], message)
     if policy[Fault.STALLED] == Action.RAISE:
         raise StalledError(message)

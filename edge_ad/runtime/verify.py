@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ad.bundle.files import Bundle
+from edge_ad.bundle.files import Bundle, read_entry
 from edge_ad.bundle.manifest import GOLDEN_CELLS, Golden
 from edge_ad.errors import VerificationError
-from edge_ad.imaging import read_image, resize
+from edge_ad.imaging import decode_image, resize
 from edge_ad.runtime.detector import Detector
 from edge_ad.runtime.session import ExecutionPrecision
 
@@ -63,6 +63,7 @@ def verify_bundle(detector: Detector, bundle: Bundle) -> list[Check]:
 
     Raises:
         VerificationError: a score or a map differs by more, or the bundle has no golden images.
+        MissingFileError, ChangedFileError: a golden image is not the one that the manifest names.
     """
     manifest = bundle.manifest
     if not manifest.golden:
@@ -91,7 +92,8 @@ def _remedy(detector: Detector) -> str:
 
 def _checks(detector: Detector, bundle: Bundle, golden: Golden) -> Iterator[Check]:
     norm = bundle.manifest.normalisation
-    raw = detector.raw(read_image(bundle.file(golden.file))[None])
+    content = read_entry(bundle.path, golden.file).tobytes()
+    raw = detector.raw(decode_image(content, bundle.file(golden.file))[None])
     got, unit = float(raw.scores[0]), norm.score.threshold - norm.score.low
     own = golden.score_tolerance
     tolerance = bundle.manifest.parity_tolerance if own is None else own / unit

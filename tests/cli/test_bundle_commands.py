@@ -82,6 +82,8 @@ def test_inspect(run, tiny_bundle):
         "2026-01-02T03:04:05+00:00",
     ):
         assert expected in out, expected
+    # Not of a tile: an extractor that is shown the whole image is run once for it
+    assert " MFLOP/run " in out
 
 
 def test_inspect_adds_up(run, tiny_bundle):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from edge_ad import atomic
 from edge_ad.cli import predict
 from edge_ad.errors import OutputWriteError
 from edge_ad.imaging import read_image, write_png
+from edge_ad.runtime.detector import Detector
 from edge_ad.runtime.predictions import predict_files
 
 SIZE = tiny_setup().image_size
@@ -75,6 +77,20 @@ def test_regions_are_in_pixels_of_the_image(run, bundle, tmp_path):
     assert (region["y"], region["height"]) == (rows[0], rows[-1] - rows[0] + 1)
     assert (region["x"], region["width"]) == (cols[0], cols[-1] - cols[0] + 1)
     assert region["area_px"] == mask.sum() == 25 * 15
+
+
+def test_the_mask_of_a_small_image_shows_every_region(run, bundle, tmp_path, monkeypatch):
+    """One pixel of the map, a tenth of the image's, where its box is."""
+    mask = np.zeros(SIZE, bool)
+    mask[31, 41] = True
+    call = Detector.__call__
+    monkeypatch.setattr(Detector, "__call__", lambda *given, **more: replace(call(*given, **more), pred_mask=mask))
+    write_png(tmp_path / "small.png", np.full((4, 5, 3), 90, np.uint8))
+    assert run("predict", bundle, tmp_path / "small.png", "-o", tmp_path / "out").code == 0
+    (record,) = records(tmp_path / "out")
+    (region,) = record["regions"]
+    shown = read_image(tmp_path / "out" / record["mask"])[:, :, 0]
+    assert np.argwhere(shown).tolist() == [[region["y"], region["x"]]]
 
 
 def test_equal_names_do_not_overwrite_each_other(run, bundle, tmp_path):
@@ -137,7 +153,7 @@ def test_the_guide_names_every_field(run, bundle, images, tmp_path):
     guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text(encoding="utf-8")
     _, _, table = guide.partition("| field of `results.jsonl` |")
     rows = [row.strip("|").split("|") for row in table.partition("\n\n")[0].splitlines()[2:]]
-    fields = {name: where.split() for names, where, _ in rows for name in re.findall(r"`(\w+)`", names)}
+    fields = {name: where.replace(",", "").split() for names, where, _ in rows for name in re.findall(r"`(\w+)`", names)}
     assert {name for name, where in fields.items() if "results" in where} == grey.keys()
     assert {name for name, where in fields.items() if "errors" in where} == hurt.keys()
 

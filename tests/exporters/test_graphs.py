@@ -142,6 +142,19 @@ def test_halving_rounds_to_nearest():
     assert np.array_equal(reference, values.astype(np.float16).astype(np.float32))
 
 
+@pytest.mark.parametrize(("largest", "stored"), [(65504, np.float16), (-65504, np.float16), (-1e5, np.float32)])
+def test_what_half_precision_cannot_hold_stays_whole(largest, stored):
+    values = np.zeros(2048, np.float32)
+    values[7] = largest
+    graph = onnx.GraphProto(initializer=[numpy_helper.from_array(values, "w")])
+    model = onnx.ModelProto(graph=graph)
+    onnx_graph.halve_storage(model)
+    (tensor,) = model.graph.initializer
+    assert numpy_helper.to_array(tensor).dtype == stored
+    assert np.array_equal(numpy_helper.to_array(tensor).astype(np.float32), values)
+    assert [node.output[0] for node in model.graph.node] == (["w"] if stored is np.float16 else [])
+
+
 @pytest.mark.parametrize("role", ["shared", "head"])
 @pytest.mark.parametrize("graph_format", Format)
 def test_only_the_batch_is_dynamic(files, graphs, graph_format, role):

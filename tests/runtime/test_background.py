@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from fake_session import wait_until
@@ -126,3 +127,36 @@ def test_waiting_has_an_end() -> None:
     assert numbers.wait(5)
     assert list(numbers) == [1]
     assert numbers.wait(0)  # nothing will come any more
+
+
+@pytest.mark.parametrize("read", [Background.wait, lambda numbers: next(iter(numbers))], ids=["wait", "iter"])
+def test_ctrl_c_ends_a_reader_s_wait_on_windows(
+    read: Callable[[Background[int]], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There it is seen between two waits for a lock, and not within one."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    reader, release = threading.current_thread(), threading.Event()
+    waited_s: list[float | None] = []
+    wait = threading.Condition.wait
+
+    def interrupted(condition: threading.Condition, timeout: float | None = None) -> bool:
+        if threading.current_thread() is not reader:
+            return wait(condition, timeout)
+        waited_s.append(timeout)
+        if len(waited_s) == 3:
+            raise KeyboardInterrupt
+        return False
+
+    def blocked() -> Iterator[int]:
+        release.wait()
+        yield 1
+
+    numbers = Background(blocked(), NAME)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Condition, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            read(numbers)
+    release.set()
+    numbers.stop()
+    numbers.join()
+    assert waited_s == [0.5] * 3

@@ -86,7 +86,7 @@ def test_a_detector_closed_by_another_thread(tiny_bundle: Write) -> None:
 
 
 FORK = """
-import multiprocessing, sys, threading
+import itertools, multiprocessing, sys, threading
 import edge_ad
 from edge_ad.errors import ForkedError
 from edge_ad.imaging import read_image
@@ -101,6 +101,13 @@ def use(detector, results):
         results.put(str(error))
     detector.close()
 
+def read(stream, results):
+    try:
+        results.put(next(stream).raw_score)
+    except ForkedError as error:
+        results.put(str(error))
+    stream.close()
+
 def load(results):
     with edge_ad.load(bundle, precision="f32") as detector:
         results.put(detector(image, color="rgb").raw_score)
@@ -110,6 +117,7 @@ def ask(context, work, *arguments):
     child = context.Process(target=work, args=(*arguments, results))
     child.start()
     child.join(30)
+    child.kill()  # where it hangs
     assert child.exitcode == 0, child.exitcode
     return results.get()
 
@@ -120,6 +128,13 @@ if __name__ == "__main__":
     with detector._lock:  # as a thread in the midst of a call would hold it
         message = ask(fork, lambda results: use(detector, results))
     assert message.startswith("this detector was loaded before the process was forked"), message
+    stream = detector.stream(itertools.repeat(image), color="rgb")
+    assert next(stream).raw_score == expected
+    with stream._lock:  # likewise
+        message = ask(fork, lambda results: read(stream, results))
+    assert message.startswith("this stream was made before the process was forked"), message
+    assert next(stream).raw_score == expected  # the child's close was not ours
+    stream.close()
     assert ask(fork, load) == ask(spawn, load) == expected
     try:
         spawn.Process(target=use, args=(detector, None)).start()

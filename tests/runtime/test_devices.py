@@ -32,6 +32,7 @@ def test_an_engine_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyP
         ("TENSORRT", "ONNX Runtime", "pip install '.[cuda]' in a checkout of edge-ad, after pip uninstall onnxruntime"),
         ("GPU", "ONNX Runtime", "Intel devices run bundles of edge-ad export --format openvino"),
         ("GPU", "OpenVINO", "found: CPU"),
+        ("CPU:1", "ONNX Runtime", "there is none of this number"),
     ],
 )
 def test_a_device_of_the_other_engine_comes_with_its_remedy(device: str, engine: str, remedy: str) -> None:

@@ -6,7 +6,9 @@ import gc
 import json
 import logging
 import math
+import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -109,11 +111,15 @@ def test_the_table_has_a_field_per_fault() -> None:
     [
         ({"source": "skip"}, "source: expected one of raise, reopen, but got 'skip'"),
         ({"non_finite": "accept"}, "non_finite: expected one of raise, skip, report, fall_back, but got 'accept'"),
-        ({"reopen_first_s": 0}, "expected 0 < reopen_first_s <= reopen_longest_s, but got 0, 30.0"),
+        ({"reopen_first_s": 0}, "expected 0 < reopen_first_s <= reopen_longest_s, both finite, but got 0, 30.0"),
         ({"reopen_first_s": 31}, "expected 0 < reopen_first_s"),
-        ({"stall_s": 0}, "stall_s: expected more than 0, but got 0"),
-        ({"reopen_attempts": 0}, "reopen_attempts: expected more than 0"),
-        ({"stall_s": math.nan}, "stall_s: expected more than 0, but got nan"),
+        ({"reopen_longest_s": math.inf}, "both finite, but got 1.0, inf"),
+        ({"reopen_first_s": math.inf, "reopen_longest_s": math.inf}, "both finite, but got inf, inf"),
+        ({"stall_s": 0}, r"stall_s: expected a finite number above 0 \(None: never\), but got 0"),
+        ({"stall_s": math.inf}, r"stall_s: expected a finite number above 0 \(None: never\), but got inf"),
+        ({"stall_s": math.nan}, r"stall_s: .*but got nan"),
+        ({"reopen_attempts": 0}, r"reopen_attempts: expected a finite number above 0 \(None: for ever\), but got 0"),
+        ({"reopen_attempts": math.inf, "source": "reopen"}, r"reopen_attempts: .*but got inf"),
         ({"stalled": "skip"}, "stalled: skip after how many seconds"),
         ({"reopen_attempts": 3, "no_frame": "skip"}, "reopen_attempts: no fault is answered by reopen"),
     ],
@@ -133,6 +139,9 @@ def test_options_that_do_not_fit_each_other() -> None:
             detector.stream([], color="rgb", policy=policy, standby=standby)
     with pytest.raises(InputError, match="standby: expected a detector of the same bundle and thresholds"):
         detector.stream([], color="rgb", policy=falls, standby=other)
+    for same in (detector, detector.with_normalisation(MANIFEST.normalisation)):
+        with pytest.raises(InputError, match="standby: expected another detector, but got this one; load the bundle"):
+            detector.stream([], color="rgb", policy=falls, standby=same)
 
 
 @given(st.integers(0, 10**6), st.floats(1e-3, 1e3), st.floats(1, 1e3))
@@ -187,8 +196,8 @@ def test_a_lost_source_is_opened_again() -> None:
             raise OSError("cable pulled")
         if number == 3:
             yield from (_image(1), _image(2))
-        if number == 4:
-            raise SourceError("no route to host")
+        if number in (4, 7):
+            raise SourceError("no route\nto host")
 
     def camera() -> Iterator[Any]:
         nonlocal opened
@@ -199,7 +208,8 @@ def test_a_lost_source_is_opened_again() -> None:
     policy = FaultPolicy(source="reopen", reopen_attempts=4, **QUICK)
     stream = detector.stream(camera, color="rgb", policy=policy)
     assert [next(stream).frame_id for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(SourceError, match="the source was opened again 4 times and gave no frame; check the camera"):
+    told = r"the source was opened again 4 times and gave no frame, the last time: no route to host; check the camera"
+    with pytest.raises(SourceError, match=told):
         next(stream)
     assert opened == 8
     stats = detector.stats()
@@ -287,6 +297,27 @@ def test_an_engine_that_hangs_is_a_stall(caplog: pytest.LogCaptureFixture, monke
     head.run = hangs  # type: ignore[method-assign]
     _run(detector, [_image(seed) for seed in range(4)], policy=FaultPolicy(stalled="skip", stall_s=0.01))
     assert told in caplog.messages
+
+
+def test_frames_that_are_all_skipped_are_no_engine_that_hangs(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until no more come: each stall tells of its own time."""
+    monkeypatch.setattr("edge_ad.runtime.faults.LOG_INTERVAL_S", 0)
+    detector = fake_detector(MANIFEST)
+    skips = re.compile(r"stalled \(skip\): no result for 0.01 s: [1-9]\d* frames came and were skipped, \d+ wait")
+
+    def camera() -> Iterator[Any]:
+        yield _image(0)
+        deadline_s = time.monotonic() + 10
+        while not any(map(skips.fullmatch, caplog.messages)):
+            assert time.monotonic() < deadline_s, caplog.messages[-1]
+            yield CHANGED["size"]
+        wait_until(lambda: "the source gives no frame, or the engine hangs" in caplog.messages[-1])
+        yield _image(1)
+
+    policy = FaultPolicy(stalled="skip", stall_s=0.01, changed="skip")
+    _run(detector, camera(), policy=policy)
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------

@@ -138,6 +138,34 @@ def test_a_graph_that_cannot_be_captured_runs_uncaptured(tmp_path: Path, monkeyp
     assert [settings["enable_cuda_graph"] for settings in tried] == ["1", "0"]
 
 
+# Its text as in both providers' option parsers, and CUDA's own for error 101
+@pytest.mark.parametrize(
+    "told",
+    [
+        "Invalid device ID: 7, must be between 0 (inclusive) and 1 (exclusive).",
+        "CUDA failure 101: invalid device ordinal ; GPU=7 ; expr=cudaSetDevice(info_.device_id);",
+    ],
+)
+@pytest.mark.parametrize("device", ["CUDA:7", "TENSORRT:7"])
+def test_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, told: str) -> None:
+    ort = onnxruntime_session.ort
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError(told)
+
+    monkeypatch.setattr(ort, "InferenceSession", refuse)
+    providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: providers)
+    path = write_shared(tmp_path / "shared", TILE)[0]
+    found = f"'{device}' is not one .* found: CPU, CUDA, TENSORRT; there is none of this number$"
+    with pytest.raises(DeviceNotFoundError, match=found):
+        open_session(path, Format.ONNX, device)
+    for number in ("x", "", "-1", "0x1"):
+        name = f"{device.partition(':')[0]}:{number}"
+        with pytest.raises(DeviceNotFoundError, match=f"'{name}': expected a number after the colon, .*; found: CPU,"):
+            open_session(path, Format.ONNX, name)
+
+
 class _Halved:
     """What `_executed` asks of a session whose graph computes in half precision."""
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_session import fake_detector
+from numpy.typing import NDArray
 from tiny_bundle import some_image, tiny_manifest
 
 from edge_ad.roi import Roi
@@ -84,6 +85,18 @@ def test_tiles_are_drawn_at_their_borders() -> None:
 def test_the_caption_is_red_or_green(verdict: Verdict, channel: int) -> None:
     drawn = overlay.caption(np.zeros((211, 307, 3), np.uint8), 0.73, verdict)
     assert drawn.max((0, 1)).argmax() == channel
+
+
+def test_a_small_frame_shows_every_region(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pixel of the map, a tenth of the frame's."""
+    outlined: list[NDArray[np.bool_]] = []
+    monkeypatch.setattr(overlay, "contours", lambda image, mask: outlined.append(mask) or image)
+    mask = np.zeros(result.pred_mask.shape, bool)
+    mask[31, 41] = True
+    found = replace(result, frame=GREY[:4, :5], pred_mask=mask)
+    overlay.draw(found)
+    (region,) = found.regions_at()
+    assert np.argwhere(outlined[0]).tolist() == [[region.y, region.x]] == [[31 * 4 // 46, 41 * 5 // 58]]
 
 
 @pytest.mark.parametrize("size", [(256, 307), (1511, 2003), (31, 37)])

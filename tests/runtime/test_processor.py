@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,29 @@ def test_where_bf16_is_slow(cpuinfo: str, slow: bool, tmp_path: Path) -> None:
     assert not processor.bf16_is_slow(tmp_path / "none")  # not Linux
     file.write_text(f"processor\t: 0\n{cpuinfo}\n\nprocessor\t: 1\n{cpuinfo}\n")
     assert processor.bf16_is_slow(file) is slow
+
+
+STAY = """
+import os, threading
+from edge_ad.runtime.processor import stay_on
+
+done = threading.Event()
+there = threading.Thread(target=done.wait)
+there.start()
+cpus = sorted(os.sched_getaffinity(0))
+stay_on(set(cpus[:1]))
+print(cpus[:1] == sorted(os.sched_getaffinity(there.native_id)) == sorted(os.sched_getaffinity(0)), len(cpus))
+done.set()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinities here")
+def test_threads_that_were_there_already_move_too() -> None:
+    """Pools of torch and numpy start when these are imported: before a worker of an experiment is told its CPUs."""
+    told = subprocess.run([sys.executable, "-c", STAY], check=True, capture_output=True, text=True).stdout.split()
+    if int(told[1]) == 1:
+        pytest.skip("one CPU is all there is")
+    assert told[0] == "True"
 
 
 def test_the_default_is_float32_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,6 +284,30 @@ def test_precision_is_what_was_asked_for_or_an_error(graph: tuple[Path, Format])
                 open_session(path, graph_format, precision=precision)
 
 
+@pytest.mark.parametrize("device", ["AUTO", "AUTO:CPU", "MULTI:CPU"])
+def test_a_precision_that_no_device_has_is_told_whoever_chooses(tmp_path: Path, device: str) -> None:
+    path = WRITERS[Format.OPENVINO][0](tmp_path / "graph", TILE)[0]
+    with pytest.raises(UnsupportedPrecisionError, match=r"does not execute in tf32; ask for .*f32.* or auto"):
+        open_session(path, Format.OPENVINO, device, precision=ExecutionPrecision.TF32)
+
+
+def test_auto_has_what_one_of_its_devices_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge_ad.runtime import openvino_session
+
+    class Core:
+        available_devices = ("CPU", "NPU")
+
+    precisions = {"CPU": ("bf16", "f32"), "NPU": ("f16",)}
+    monkeypatch.setattr(openvino_session, "core", Core)
+    monkeypatch.setattr(openvino_session, "_supported_precisions", precisions.__getitem__)
+    for precision in ("bf16", "f32", "f16"):
+        openvino_session._check_precision((), ExecutionPrecision(precision))
+    with pytest.raises(UnsupportedPrecisionError, match="AUTO does not execute in tf32; ask for bf16, f32, f16 or"):
+        openvino_session._check_precision((), ExecutionPrecision.TF32)
+    with pytest.raises(UnsupportedPrecisionError, match="NPU does not execute in f32; ask for f16 or auto"):
+        openvino_session._check_precision(("CPU", "NPU"), F32)
+
+
 def test_an_engine_that_runs_in_another_precision_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU plugin takes an f16 hint on machines without it, and runs in something else."""
     from edge_ad.runtime import openvino_session

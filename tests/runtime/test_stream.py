@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_session import FakeSession, fake_detector, stream_threads, wait_until
+from numpy.typing import NDArray
 from tiny_bundle import some_image, tiny_manifest
+from tiny_depth import in_twelve_bits
 
 from edge_ad import FaultPolicy, Frame, Stream, frames_from
 from edge_ad.errors import ColorError, DetectorClosedError, EdgeAdError, InputError, SourceError, StalledError
+from edge_ad.imaging import Color
 from edge_ad.runtime import background
 from edge_ad.runtime.background import Drop
 from edge_ad.runtime.detector import Detector
@@ -52,6 +55,29 @@ def test_every_frame_in_order() -> None:
     assert (stats.captured, stats.results, stats.dropped, stats.pending) == (11, 11, 0, 0)
     assert not stats.faults
     assert not stream_threads()
+
+
+def _as_camera(image: NDArray[np.uint8], color: Color, bits: int | None) -> NDArray[Any]:
+    """``image``, RGB, as a camera of that colour and depth gives it."""
+    frame = image[:, :, ::-1] if color is Color.BGR else image
+    return in_twelve_bits(frame) if bits else frame
+
+
+@pytest.mark.parametrize("bits", [None, 12])
+@pytest.mark.parametrize("color", [Color.RGB, Color.BGR])
+def test_frames_are_read_as_declared_and_results_say_so(color: Color, bits: int | None) -> None:
+    """Of a frame that could not be inspected too."""
+    detector = fake_detector(tiny_manifest())
+    frames = [_as_camera(image, color, bits) for image in _frames(2)]
+    source = [frames[0].astype(np.float32), *frames]
+    bad, *results = detector.stream(source, color=str(color), bits=bits, policy=FaultPolicy(frame="report"))
+    for result, frame, image in zip(results, frames, _frames(2), strict=True):
+        alone = detector(image, color="rgb")
+        np.testing.assert_array_equal(result.frame, frame)
+        np.testing.assert_array_equal(result.raw_map, alone.raw_map)
+        assert (result.raw_score, result.verdict) == (alone.raw_score, alone.verdict)
+    assert bad.verdict == "error"
+    assert {(result.color, result.bits) for result in (bad, *results)} == {(color, bits)}
 
 
 def test_results_own_their_arrays() -> None:

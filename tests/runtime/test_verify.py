@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tiny_bundle import tiny_manifest
+from tiny_bundle import edit_manifest, tiny_manifest
 
 import edge_ad
-from edge_ad.bundle.files import Bundle, read_bundle
-from edge_ad.bundle.manifest import Format, Scale
-from edge_ad.errors import VerificationError
+from edge_ad.bundle import files
+from edge_ad.bundle.files import Bundle, file_entry, read_bundle
+from edge_ad.bundle.manifest import FileEntry, Format, Scale
+from edge_ad.errors import ChangedFileError, VerificationError
 from edge_ad.imaging import read_image
+from edge_ad.records import to_plain
+from edge_ad.roi import Roi
 from edge_ad.runtime.verify import coarse_map, verify_bundle
 
 Write = Callable[..., Path]
@@ -111,3 +114,30 @@ def test_nothing_to_verify_with(tiny_bundle: Write) -> None:
     bundle = read_bundle(tiny_bundle())
     with edge_ad.load(bundle.path) as detector, pytest.raises(VerificationError, match="has no golden images"):
         verify_bundle(detector, replace(bundle, manifest=tiny_manifest()))
+
+
+def test_what_was_hashed_is_what_is_looked_at(tiny_bundle: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A region of interest that is another one by the time it would be read again; a golden image likewise."""
+    inside = np.zeros(tiny_manifest().setup.image_size, bool)
+    inside[:, :40] = True
+    path = tiny_bundle()
+    (path / "roi.png").write_bytes(Roi(inside).png())
+    entry = file_entry(path, "roi.png")
+    edit_manifest(path, lambda manifest: manifest.update(roi=to_plain(entry)))
+    check_sum = files._check_sum
+
+    def check_and_swap(root: Path, checked: FileEntry, sha256: str) -> None:
+        check_sum(root, checked, sha256)
+        if checked == entry:
+            (root / checked.path).write_bytes(Roi(~inside).png())
+
+    monkeypatch.setattr(files, "_check_sum", check_and_swap)
+    with edge_ad.load(path) as detector:
+        assert detector.inside is not None
+        np.testing.assert_array_equal(detector.inside, inside)
+        (path / "roi.png").write_bytes(Roi(inside).png())
+        bundle = read_bundle(path)
+        golden = bundle.file(bundle.manifest.golden[0].file)
+        golden.write_bytes(golden.read_bytes() + b"\0")
+        with pytest.raises(ChangedFileError, match=r"golden/normal\.png"):
+            verify_bundle(detector, bundle)

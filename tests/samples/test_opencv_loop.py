@@ -111,7 +111,8 @@ def test_errors_are_one_line(
 def test_what_is_live(sample: ModuleType, tmp_path: Path) -> None:
     video = tmp_path / "12.avi"
     video.touch()
-    for source in ("0", "rtsp://10.0.0.7/a", "/dev/video0", "videotestsrc ! appsink"):
+    pipeline = f"rtspsrc location=rtsp://10.0.0.7/a latency=0 ! {'queue ! ' * 600}appsink"  # longer than names go
+    for source in ("0", "rtsp://10.0.0.7/a", "/dev/video0", "videotestsrc ! appsink", pipeline):
         assert sample.is_live(source)
     for source in (str(video), f"file://{video}"):
         assert not sample.is_live(source)
@@ -227,6 +228,9 @@ def test_a_frame_without_a_verdict(sample: ModuleType, tiny_bundle: Write) -> No
         "pred_label": True,
         "raw_threshold": manifest.normalisation.score.threshold,
         "manifest_digest": None,
+        "dropped": 0,
+        "device": "CPU",
+        "fault": "non_finite",
         "error": "tile r00_c00: the model gave NaN",
     }
 
