@@ -19,11 +19,13 @@ from edge_ad.bundle.manifest import Format, NormalisationStage, Precision, Role,
 from edge_ad.errors import AccuracyDropError, IncompleteRunError, OutputExistsError, OutputWriteError, ParityError
 from edge_ad.exporters import export
 from edge_ad.exporters.export import PARITY_IMAGES, ExportOptions, export_run
-from edge_ad.exporters.parity import TOLERANCES, RawOutputs, compare
+from edge_ad.exporters.parity import TOLERANCES, RawOutputs, compare, raw_outputs
 from edge_ad.imaging import read_image
 from edge_ad.methods import create_model
 from edge_ad.methods.padim import REGULARISATION, SMOOTHING_SIGMA_PX
 from edge_ad.methods.tile_model import TileStream, location_seed
+from edge_ad.progress import no_progress
+from edge_ad.runtime.loading import open_detector
 from edge_ad.runtime.onnxruntime_session import ARITHMETIC
 from edge_ad.runtime.openvino_program import Constants
 from edge_ad.runtime.residency import loaded_bytes
@@ -164,14 +166,35 @@ def test_a_golden_verdict_that_this_device_turns_is_told(tmp_path, caplog):
     assert "the clearest normal image of 2 lies on either side of the threshold" in record.getMessage()
 
 
+def on_a_device_of(default, monkeypatch):
+    """Export as on one that executes in ``default`` unless it is asked for another precision."""
+
+    def opened(*arguments, precision):
+        detector = open_detector(*arguments, precision=precision)
+        if precision is ExecutionPrecision.AUTO:
+            for session in detector.sessions:
+                session.precision = default
+        return detector
+
+    monkeypatch.setattr(export, "open_detector", opened)
+
+
+def test_a_default_of_f32_is_compared_once(trained, tmp_path, monkeypatch):
+    on_a_device_of("f32", monkeypatch)
+    ran = []
+    monkeypatch.setattr(export, "raw_outputs", lambda *given: ran.append(given) or raw_outputs(*given))
+    manifest = export_run(*trained, tmp_path / "bundle", FP16)
+    assert [parity.execution_precision for parity in manifest.parity] == ["f32"]
+    assert len(ran) == 2  # torch, and the bundle in f32
+
+
 def test_a_lesser_precision_that_ranks_otherwise_is_told_and_not_refused(trained, tmp_path, monkeypatch, caplog):
     def compared(*outputs, execution_precision, **others):
-        """As on a device whose default is bf16, and bears it badly."""
-        lesser = next(precisions)
-        found = compare(*outputs, execution_precision="bf16" if lesser else execution_precision, **others)
-        return replace(found, score_rank_correlation=0.754) if lesser else found
+        """As where bf16 is borne badly."""
+        found = compare(*outputs, execution_precision=execution_precision, **others)
+        return replace(found, score_rank_correlation=0.754) if execution_precision == "bf16" else found
 
-    precisions = iter((False, True))
+    on_a_device_of("bf16", monkeypatch)
     monkeypatch.setattr(export, "compare", compared)
     manifest = export_run(*trained, tmp_path / "bundle", FP16)
     assert [parity.execution_precision for parity in manifest.parity] == ["f32", "bf16"]
@@ -180,6 +203,32 @@ def test_a_lesser_precision_that_ranks_otherwise_is_told_and_not_refused(trained
         "run in bf16), which is this device's default: run the bundle with --precision f32, that is "
         'edge_ad.load(..., precision="f32")'
     ]
+
+
+@pytest.mark.parametrize("stage", [NormalisationStage.IMAGE, NormalisationStage.TILE])
+def test_labels_flip_by_the_threshold_of_either_side(stage, trained, tmp_path, monkeypatch):
+    """A run whose scores are lower, and its threshold by as much, has the bundle's verdicts.
+
+    Where tiles are scaled before they are merged, the bundle's scales are used on both sides, and its threshold.
+    """
+    run, images = trained
+    run = replace(run, settings=replace(run.settings, normalisation_stage=stage))
+    normalisation, seen = run.normalisation(), []
+    lower, score = 100.0, normalisation.score
+    normalisation = replace(normalisation, score=Scale(score.low - lower, score.threshold - lower))
+    monkeypatch.setattr(type(run), "normalisation", lambda self: normalisation)
+
+    def compared(reference, exported, *args, **options):
+        seen.append(exported.scores)
+        if stage is NormalisationStage.IMAGE:
+            reference = replace(reference, scores=reference.scores - lower)
+        return replace(compare(reference, exported, *args, **options), score_rank_correlation=1.0)  # but for near ties
+
+    monkeypatch.setattr(export, "compare", compared)
+    manifest = export_run(run, images, tmp_path / "bundle", ExportOptions(Format.OPENVINO, Precision.FP32))
+    assert manifest.parity[0].label_flips == 0
+    assert len(set(seen[0] >= manifest.normalisation.score.threshold)) == 2  # some are flagged, some are not
+    assert manifest.normalisation.score.threshold - normalisation.score.threshold > np.ptp(seen[0])
 
 
 @pytest.mark.parametrize("precision", Precision)
@@ -246,6 +295,45 @@ def test_int8_heads_are_fitted_on_quantised_features(graph_format, bundle_of, tr
         np.testing.assert_allclose(anomaly_map, expected, rtol=0, atol=1e-2 * np.ptp(expected))
         assert score == pytest.approx(expected.max(), abs=1e-2 * np.ptp(expected))
     session.close()
+
+
+@pytest.fixture(scope="module")
+def banks(tmp_path_factory):
+    """A complete run of PatchCore, one tile, and its training images."""
+    setup = tile_setup((32, 48), (32, 48))
+    torch.manual_seed(0)
+    model = create_model("patchcore", setup.tile_size, backbone=BACKBONE, weights="none", coreset_ratio=0.25)
+    images = scene_images(setup)
+    return train(model, setup, images, tmp_path_factory.mktemp("banks") / "run", seed=0), images
+
+
+@pytest.mark.parametrize("calibration", [None, 3])
+def test_int8_banks_are_patches_of_the_images_given(calibration, banks, tmp_path, monkeypatch):
+    """Of the run's own images those that it chose. Of others, here fewer, some of theirs: its numbers mean nothing."""
+    run, images = banks
+    if calibration:
+        others = scene(calibration, (32, 48), seed=5)
+        images = replace(images, fit=others, source=replace(images.source, training=("another",) * calibration))
+    heads, model = [], run.model()
+    monkeypatch.setattr(model, "in_int8", heads.append)  # it is asked, and has none
+    shared, _ = export._write_graphs(tmp_path, run, model, images, ExportOptions(), no_progress)
+    session = open_session(
+        tmp_path / shared.files[0].path,
+        Format.OPENVINO,
+        "CPU",
+        precision=ExecutionPrecision.F32,
+        batch_size=export.REFIT_BATCH,  # one of another size may round otherwise
+    )
+    (seen,) = export.EngineExtract(session, model.feature_names, turned=False)(torch.from_numpy(images.fit))
+    session.close()
+    (head,) = heads
+    patches, vectors = seen.flatten(0, 2).numpy(), (head.bank[:, :-2] + head.centre).numpy()
+    distances = np.linalg.norm(vectors[:, None] - patches, axis=2)  # (bank, patches)
+    nearest = distances.argmin(1).tolist()
+    assert distances.min(1).max() < 1e-3 * distances.mean()
+    assert len(set(nearest)) == len(vectors) == len(patches) // 4
+    if not calibration:
+        assert nearest == run.head(model, Location(0, 0)).chosen.tolist()
 
 
 @pytest.mark.parametrize("kind", [KINDS[0], KINDS[-1]], ids="-".join)
@@ -349,6 +437,24 @@ def test_nothing_is_written_when_a_gate_is_not_met(trained, tmp_path, options, e
         export_run(*trained, tmp_path / "bundle", options)
     assert left_in(tmp_path) == ["bundle"]
     assert (tmp_path / "bundle" / "manifest.json").read_text() == "of an earlier one"
+
+
+def test_accuracy_on_planted_defects_is_gated(trained, tmp_path, monkeypatch):
+    """5 normal images rank below 11 planted ones, but for one pair of 55: on the bundle's side, then on the run's."""
+    ranked = np.arange(PARITY_IMAGES, dtype=np.float32)
+    swapped = ranked[[0, 1, 2, 3, 5, 4, *range(6, PARITY_IMAGES)]]
+    maps = np.zeros((PARITY_IMAGES, *SETUP.image_size), np.float32)
+
+    def gated(of_run, of_bundle, accuracy_drop):
+        found = iter([RawOutputs(of_run, maps), *[RawOutputs(of_bundle, maps)] * 2])  # torch, f32, default precision
+        monkeypatch.setattr(export, "raw_outputs", lambda detector, probes: next(found))
+        export_run(*trained, tmp_path / "bundle", replace(FP16, accuracy_drop=accuracy_drop, overwrite=True))
+
+    with pytest.raises(AccuracyDropError, match=r"falls from 1\.0000 to 0\.9818, more than --accuracy-drop 0\.018$"):
+        gated(ranked, swapped, 0.018)
+    assert left_in(tmp_path) == []
+    gated(ranked, swapped, 0.0182)
+    gated(swapped, ranked, 0.0)
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])

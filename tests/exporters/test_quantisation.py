@@ -7,12 +7,14 @@ import onnx
 import openvino as ov
 import pytest
 import torch
+from tiny_bundle import onnx_shared, openvino_shared
 from tiny_run import scene
 
 from edge_ad.bundle.manifest import Format
 from edge_ad.exporters.export import WRITERS
 from edge_ad.exporters.quantisation import calibration_tiles, quantise, quantise_head
 from edge_ad.exporters.sensitive import copying_convolutions, sensitive_convolutions
+from edge_ad.exporters.telemetry import no_telemetry
 from edge_ad.methods import create_model
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.runtime.session import ExecutionPrecision
@@ -130,6 +132,22 @@ def test_what_looks_for_once_unlike_the_rest_is_not_cut_off(graph, graph_format,
 def test_quantising_is_silent(graph, capfd):
     quantise(WRITERS[Format.OPENVINO].convert(graph), feeds(2), Format.OPENVINO)
     assert capfd.readouterr().out == ""
+
+
+def test_biases_are_corrected_exactly_where_the_engine_can(monkeypatch, tmp_path):
+    """From layer statistics, which keeps less of the ranking, in ONNX and in heads alone."""
+    with no_telemetry():
+        import nncf
+    asked = []
+    monkeypatch.setattr(nncf, "quantize", lambda model, _, **options: asked.append(options) or model)
+    models = {
+        Format.OPENVINO: ov.Core().read_model(openvino_shared(tmp_path / "shared", TILE)[0]),
+        Format.ONNX: onnx.load(onnx_shared(tmp_path / "shared", TILE)[0]),
+    }
+    for graph_format, model in models.items():
+        assert quantise(model, feeds(1), graph_format) is model
+        assert quantise_head(model, feeds(1), graph_format) is model
+    assert [options["fast_bias_correction"] for options in asked] == [False, True, True, True]
 
 
 # --- what it is calibrated on -----------------------------------------------------------------------------------------

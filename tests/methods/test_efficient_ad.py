@@ -165,6 +165,52 @@ def test_photographs_raise_the_loss_by_their_penalty(tmp_path, monkeypatch):
     assert (losses[1] - losses[0]).item() == pytest.approx(expected.item(), rel=1e-2)
 
 
+def test_the_loss_is_the_papers():
+    """Every input is another, so that none stands in for another: algorithm 1 of the paper, in numpy."""
+    efficient_ad = model()
+    head = efficient_ad.new_head().eval()
+    image, changed, photographs = (torch.from_numpy(scene(2, TILE, seed=seed)) for seed in (1, 2, 3))
+    with torch.no_grad():
+        for values in head.parameters():
+            values.mul_(2.5 if values.ndim > 1 else 1)  # deep networks that are new answer to their biases alone
+        head.teacher_mean.normal_()
+        head.teacher_std.uniform_(0.5, 2)
+        description, described = torch.randn(2, 2, 10, 16, 12)
+        loss = efficient_ad.loss(head, (image, description, changed, described, photographs))
+
+        def outputs(network, tiles):
+            return network((tiles.permute(0, 3, 1, 2) / 255 - head.mean) / head.std).double().numpy()
+
+        student, other, penalised = (outputs(head.student, tiles) for tiles in (image, changed, photographs))
+        autoencoder = outputs(head.autoencoder, changed)
+        mean, std = head.teacher_mean.numpy(), head.teacher_std.numpy()
+    squares = ((description.numpy() - mean) / std - student[:, :10]) ** 2
+    hard = squares[squares >= np.quantile(squares, 0.999)].mean()
+    penalty = np.mean(penalised[:, :10] ** 2)
+    of_autoencoder = np.mean(((described.numpy() - mean) / std - autoencoder) ** 2)
+    between = np.mean((autoencoder - other[:, 10:]) ** 2)
+    terms = np.array([hard, penalty, of_autoencoder, between])
+    assert terms.min() > 0.01 * terms.sum()  # so that each of them is seen
+    assert loss.item() == pytest.approx(terms.sum(), rel=1e-5)
+
+
+def test_the_autoencoder_is_trained_on_other_colours():
+    efficient_ad = model()
+    image = torch.from_numpy(scene(2, TILE))
+    (description,) = efficient_ad.extract(image)
+    kept = image.clone()
+    same, its, changed, described = efficient_ad.drawn((image, description))
+    assert same is image
+    assert its is description
+    assert torch.equal(image, kept)
+    assert (changed.shape, changed.dtype) == (image.shape, torch.uint8)
+    for before, after in zip(image, changed, strict=True):
+        assert not torch.equal(before, after)
+        assert (after.float() - before.float()).abs().max() <= 0.2 * 255 + 1  # but by a fifth at most
+    torch.testing.assert_close(described, efficient_ad.extract(changed)[0])
+    assert not torch.allclose(described, description)
+
+
 def test_what_was_trained_needs_the_photographs_no_more(tmp_path):
     again = model(penalty_images=str(tmp_path / "gone"))
     assert again.head_from_state(again.new_head().state_dict()) is not None

@@ -11,7 +11,7 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 from edge_ad.errors import BatchTooLargeError, DivergedError, InputError, TooFewImagesError
-from edge_ad.methods import gradient
+from edge_ad.methods import METHODS, gradient, method_class
 from edge_ad.methods.gradient import GradientModel, Schedule
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.tiling import Location, TileGrid
@@ -75,6 +75,37 @@ def test_every_step_is_the_optimisers():
         value -= 0.25 * 2 * (value - np.mean(batch))
     assert head.value.item() == pytest.approx(value, rel=1e-5)
     assert not head.training
+
+
+@pytest.mark.parametrize(("decay_at", "whole"), [(0.5, 5), (0.75, 7), (1.0, 10)])
+def test_the_learning_rate_falls_to_a_tenth_after_its_part_of_the_steps(decay_at, whole):
+    class Decaying(Mean):
+        schedules = {"paper": replace(Mean.schedules["paper"], decay_at=decay_at)}  # noqa: RUF012
+
+    model = Decaying((4, 4))
+    head = model.fit(stream(VALUES), seed=0)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        value = float(torch.rand(1))
+    for rate, batch in zip([0.25] * whole + [0.025] * (10 - whole), model.batches, strict=True):
+        value -= rate * 2 * (value - np.mean(batch))
+    assert head.value.item() == pytest.approx(value, rel=1e-5)
+
+
+def test_learning_rates_fall_where_a_methods_description_says_so():
+    """EfficientAD at 66 500 of 70 000 steps, as in its paper; the others in the last quarter; nowhere else."""
+    expected = {
+        ("stfpm", "paper"): 0.75,  # this and the next two: docs/methods.md
+        ("reduced_student", "paper"): 0.75,
+        ("mixed_teacher", "paper"): 0.75,
+        ("cutpaste", "paper"): 0.75,  # for the cosine of its paper
+        ("cutpaste", "original"): 0.75,
+        ("efficient_ad", "original"): 66_500 / 70_000,
+    }
+    trained = [kind for kind in map(method_class, METHODS) if issubclass(kind, GradientModel)]
+    found = {(kind.name, name): each.decay_at for kind in trained for name, each in kind.schedules.items()}
+    assert set(expected) <= set(found)
+    assert found == dict.fromkeys(found, 1.0) | expected
 
 
 def test_batches_are_whole_and_an_epoch_sees_no_tile_twice():

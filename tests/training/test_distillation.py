@@ -1,5 +1,6 @@
 """Teachers: the embedding against plain numpy, the same teacher after a kill, and what is refused."""
 
+import copy
 import dataclasses
 
 import cv2
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from edge_ad.errors import EmptyDataError, InputError, RunMismatchError, WrongWeightsError
+from edge_ad.errors import EmptyDataError, InputError, OutputWriteError, RunMismatchError, WrongWeightsError
 from edge_ad.imaging import read_image, resize
 from edge_ad.methods import create_model
 from edge_ad.methods.efficient_ad import Teacher
@@ -62,14 +63,18 @@ def test_embedding_by_hand():
     np.testing.assert_allclose(got[1, :, 1, 1], expected, atol=1e-5)
 
 
-def test_a_killed_distillation_goes_on_and_ends_the_same(photographs, tmp_path):
-    losses = []
+@pytest.mark.parametrize(("at", "goes_on"), [(2, 1), (8, 6)])
+def test_a_killed_distillation_goes_on_and_ends_the_same(at, goes_on, photographs, tmp_path):
+    """From where it was last saved; the backbone is not measured again, which takes hours of many photographs."""
+    told = []
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     torch.manual_seed(0)
-    distil(photographs, whole, SETTINGS, progress=lambda done, total, what: losses.append(what))
+    loss = distil(photographs, whole, SETTINGS, progress=lambda done, total, what: told.append(what))
+    assert told[-1] == f"distilling, loss {loss:.4f}"
+    assert len({what.partition(",")[0] for what in told}) == 2  # a bar each on a terminal
 
     def kill(done, total, what):
-        if what.startswith("distilling") and done == 8:
+        if what.startswith("distilling") and done == at:
             raise KeyboardInterrupt
 
     torch.manual_seed(0)
@@ -78,8 +83,8 @@ def test_a_killed_distillation_goes_on_and_ends_the_same(photographs, tmp_path):
     assert not killed.exists()
     steps = []
     torch.manual_seed(0)
-    distil(photographs, killed, SETTINGS, progress=lambda done, total, what: steps.append(done))
-    assert steps == list(range(6, 13))  # from where it was last saved; the backbone is not measured again
+    distil(photographs, killed, SETTINGS, progress=lambda done, total, what: steps.append((what[:10], done)))
+    assert steps == [("distilling", step) for step in range(goes_on, 13)]
     expected, got = load_tensors(whole), load_tensors(killed)
     assert all(torch.equal(got[key], value) for key, value in expected.items())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.safetensors", "whole.safetensors"]
@@ -98,6 +103,43 @@ def test_targets_are_normalised_over_the_photographs(photographs):
     assert targets.shape == (4, 10, 16, 16)
     assert targets.mean((0, 2, 3)).abs().max() < 1e-3
     assert (targets.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_a_steps_loss_is_that_of_the_normalised_targets(grey, photographs, monkeypatch):
+    """In numpy, of what both networks were shown: the same photographs, grey for both of them or for neither."""
+    assert distillation.GREY_SHARE == 0.1  # the paper's
+    monkeypatch.setattr(distillation, "GREY_SHARE", float(grey))
+    files = photograph_files(photographs)
+    teacher = Teacher(pdn.layers_of("tiny"), mirror=True)
+    student = distillation._Student(teacher, Backbone("resnet18", weights="none"), SETTINGS, files, torch.device("cpu"))
+    student.measure(no_progress)
+    untaught, shown = copy.deepcopy(teacher), []
+    for network in (student.source, teacher):
+        network.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
+    loss = student.learn(0)
+    large, small = shown
+
+    images = [read_image(file) for file in files]
+    sides = (SETTINGS.image_px, 2 * SETTINGS.image_px)
+    if grey:
+        kept = [cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB) for image in images]
+    else:
+        kept = images
+    numbers = []
+    for given, px in zip((small, large), sides, strict=True):
+        candidates = np.stack([resize(image, (px, px)) for image in kept]).astype(int)
+        off = np.abs(given.numpy()[:, None] - candidates).max((2, 3, 4))  # (batch, photographs)
+        assert (off.min(1) <= 1).all()  # of 255, by which ways to grey differ
+        numbers.append(off.argmin(1).tolist())
+    assert numbers[0] == numbers[1]
+
+    everything = student.target(torch.from_numpy(np.stack([resize(image, (sides[1], sides[1])) for image in images])))
+    mean, std = (of(everything.numpy(), axis=(0, 2, 3), keepdims=True) for of in (np.mean, np.std))
+    with torch.no_grad():
+        described = untaught(small)[0].numpy()
+    expected = np.mean(((student.target(large).numpy() - mean) / std - described) ** 2)
+    assert loss == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_loss_falls(photographs, tmp_path):
@@ -139,6 +181,17 @@ def test_other_settings_or_photographs_are_not_mixed(photographs, tmp_path):
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(WrongWeightsError, match=r"is damaged: .*; delete it to begin anew"):
         distil(photographs, output, SETTINGS)
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_work(photographs, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.safetensors").mkdir()
+    told = []
+    for output in (tmp_path / "file" / "teacher.safetensors", tmp_path / "folder.safetensors"):
+        with pytest.raises(OutputWriteError, match=f"cannot write {output}: "):
+            distil(photographs, output, SETTINGS, progress=lambda *of: told.append(of))
+    assert told == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.safetensors"]
 
 
 def test_bad_input(photographs, tmp_path):
