@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -121,22 +122,31 @@ def _kind_cells(record: Record) -> Iterable[str]:
 
 
 def peers(path: Path) -> str:
-    """Of every method and set image AUROC and AUPRO of ours, of theirs, and the difference; then of the sets' mean."""
+    """Of every method and set image AUROC and AUPRO of ours, of theirs, and the difference; then of the sets' mean.
+
+    Seeds are averaged; a set counts for a method where both sides are there.
+    """
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    found = {(line["method"], line["data"], line["side"]): line for line in lines}
+    found: dict[tuple[str, ...], list[float]] = {}
+    for line, measure in product(lines, ("auroc", "aupro")):
+        if line[measure] is not None:
+            key = (line["method"], line["data"], line["side"], measure)
+            found.setdefault(key, []).append(100 * line[measure])
     rows = [_row(("method", "set", "ours", "anomalib", "difference")), _row(("---", "---", *["---:"] * 3))]
     for method in dict.fromkeys(line["method"] for line in lines):
         differences: dict[str, list[float]] = {"auroc": [], "aupro": []}
         for name, shown in SETS.items():
-            ours, theirs = found[method, name, "ours"], found[method, name, "anomalib"]
             both = {}
             for measure, values in differences.items():
-                if ours[measure] is not None:
-                    both[measure] = [100 * ours[measure], 100 * theirs[measure]]
+                sides = [found.get((method, name, side, measure), []) for side in ("ours", "anomalib")]
+                if all(sides):
+                    both[measure] = [fmean(side) for side in sides]
                     values.append(both[measure][0] - both[measure][1])
+            if not both:
+                continue
             cells = [" / ".join(f"{each[side]:.1f}" for each in both.values()) for side in (0, 1)]
             rows.append(_row((method, shown, *cells, " / ".join(f"{a - b:+.1f}" for a, b in both.values()))))
-        means = " / ".join(f"{fmean(values):+.1f}" for values in differences.values())
+        means = " / ".join(f"{fmean(values):+.1f}" for values in differences.values() if values)
         rows.append(_row((f"**{method}**", "**mean**", "", "", f"**{means}**")))
     return "\n".join(rows)
 

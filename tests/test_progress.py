@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from edge_ad.progress import no_progress, terminal_progress
+from edge_ad.progress import MOST_BARS, no_progress, terminal_progress
 
 
 class Terminal(io.StringIO):
@@ -69,6 +69,27 @@ def test_work_of_the_same_kind_uses_its_bar_again(make_terminal):
         progress(1, 7, "decoding images")
     (line,) = last_frame(terminal)
     assert " 1/7 " in line
+
+
+def test_what_follows_a_comma_is_shown_and_makes_no_bar(make_terminal):
+    terminal = make_terminal()
+    with terminal_progress() as progress:
+        for step in range(1, 40):
+            progress(step, 50, f"distilling, loss {1 / step:.4f}")
+    (line,) = last_frame(terminal)
+    assert re.match(r"distilling, loss 0\.0256 +[━╸╺ ]+ +39/50 +", line)
+
+
+def test_the_newest_bars_are_those_on_the_screen(make_terminal):
+    """A screen of 25 lines, on which more would hide what is being done; a bar that is told of again stays."""
+    terminal = make_terminal()
+    with terminal_progress() as progress:
+        for tile in range(60):
+            progress(tile, 60, "tiles")
+            progress(1, 1, f"exporting {tile:02d}")
+    names = [re.split(r" {2,}", line)[0] for line in last_frame(terminal)]
+    newest = [f"exporting {tile:02d}" for tile in range(60 - MOST_BARS + 1, 60)]
+    assert names == ["tiles", *newest]
 
 
 def test_nothing_is_drawn_where_it_is_not_wanted(make_terminal):

@@ -20,7 +20,9 @@ import click
 @click.option("--image-size", type=click.IntRange(min=64), default=256, show_default=True, help="Side, pixels.")
 @click.option("--bf16", is_flag=True, help="Networks in bfloat16: faster where the device multiplies it.")
 @click.option("--device", default="cpu", show_default=True, help="Where to train: cpu, cuda, cuda:1.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of weights, batches and grey photographs.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights, batches and grey photographs."
+)
 @click.pass_obj
 def command(
     obj: dict[str, bool],

@@ -81,7 +81,13 @@ BY_STEPS = ("schedule", "steps", "batch_size")  # what methods lack that fit in 
     help="Parameter of the method (edge-ad methods NAME lists them); repeatable.",
 )
 @click.option("--device", default="CPU", show_default=True, help="Where to train: CPU, CUDA, CUDA:1.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of training, and of which images are held out.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of training, and of which images are held out.",
+)
 @click.option("--held-out", type=float, default=0.15, show_default=True, help="Part of the images for thresholds.")
 @click.option(
     "--threshold", default="sigma:3", show_default=True, help="sigma:K, quantile:Q or max, on held-out images."

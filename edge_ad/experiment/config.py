@@ -27,7 +27,7 @@ import dataclasses
 import os
 import re
 import tomllib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -245,8 +245,17 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{key}: expected a false-positive rate in (0, 1], but got {getattr(config, key)}")
     if not 0 < config.held_out < 1:
         raise ConfigError(f"held_out: expected a fraction between 0 and 1, but got {config.held_out}")
-    if config.benchmark is not None and (config.benchmark.warmup < 0 or config.benchmark.iterations < 1):
-        raise ConfigError("benchmark: expected warmup from 0 and iterations from 1 on; leave the table out for none")
+    _from_on("seeds", 0, config.seeds)
+    _from_on("metrics_size", 1, config.metrics_size or ())
+    _from_on("parity_tolerance", 0, [config.parity_tolerance])
+    if config.benchmark is not None:
+        for key, least in {"warmup": 0, "iterations": 1, "batch": 0, "throughput_iterations": 1}.items():
+            _from_on(f"benchmark.{key}", least, [getattr(config.benchmark, key)])
+
+
+def _from_on(key: str, least: int, values: Iterable[float | None]) -> None:
+    if low := [value for value in values if value is not None and value < least]:
+        raise ConfigError(f"{key}: expected {least} or more, but got {low[0]}")
 
 
 def _distinct(key: str, values: Sequence[object]) -> None:

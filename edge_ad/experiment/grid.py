@@ -113,8 +113,9 @@ class Cell:
 
     @property
     def folder_name(self) -> str:
-        """Of its run and bundles: other settings, other folder."""
-        digest = hashlib.sha256(json.dumps(to_plain(self._training), sort_keys=True).encode()).hexdigest()[:8]
+        """Of its run and bundles: other settings or other files that these name, other folder."""
+        trained_by = to_plain({**self._training, **self._files})
+        digest = hashlib.sha256(json.dumps(trained_by, sort_keys=True).encode()).hexdigest()[:8]
         first = self.identities[0]
         parts = (first.dataset, first.category, first.method, first.backbone, first.setup, f"seed{first.seed}", digest)
         return "-".join(parts).replace("/", "_")

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from typing import Any
 
 from edge_ad.errors import ConfigError, EdgeAdError, InputError, ResultsError
 from edge_ad.experiment.config import Config
@@ -22,6 +23,7 @@ from edge_ad.experiment.store import Store
 from edge_ad.methods import method_class
 from edge_ad.methods.parameters import check_parameters
 from edge_ad.progress import Progress, no_progress
+from edge_ad.records import from_plain
 from edge_ad.runtime.processor import cpu_shares, stay_on, usable_cpus
 from edge_ad.training.trainer import open_device
 
@@ -60,11 +62,12 @@ def make_plan(config: Config, folder: Path, *, recompute: bool = False) -> Plan:
     """Compare an experiment with the results in ``folder``.
 
     Args:
-        recompute: lines made with other settings count as not there, instead of being refused.
+        recompute: lines made with other settings count as not there, instead of being refused; failures always do.
 
     Raises:
         ResultsError: results are damaged, or were made with other settings.
         InputError: a method does not have a parameter.
+        ConfigError: a parameter has another type.
         DataNotFoundError, LayoutError: see `cells`.
     """
     _check_parameters(config)
@@ -76,7 +79,7 @@ def make_plan(config: Config, folder: Path, *, recompute: bool = False) -> Plan:
             lines += 1
             record = found.get(identity)
             if record is not None and not _alike(record.settings, here := cell.settings(identity.precision)):
-                if not recompute:
+                if record.outcome is not None and not recompute:
                     raise _other_settings(folder, record, here)
                 record = None
             if record is not None:
@@ -174,11 +177,18 @@ def _check_parameters(config: Config) -> None:
         known = check_parameters(method_class(method), given)
         if fixed := [key for key in given if key in _FIXED and "backbone" in known]:
             raise ConfigError(f"parameters.{method}: {fixed[0]} belongs to backbones or seeds")
+        for key, value in given.items():
+            from_plain(known[key], value, f"parameters.{method}.{key}", ConfigError)
 
 
-def _alike(there: Mapping[str, object], here: Mapping[str, object]) -> bool:
-    """Whether a line's settings are a cell's. Lines of before files were told apart by their digests have none."""
-    return there == here or there == {key: value for key, value in here.items() if key != "files"}
+def _alike(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Whether a line's settings are a cell's.
+
+    Files are compared where both know what they are: older lines do not, nor is one known that is not at hand.
+    """
+    old, new = there.get("files", {}), here.get("files", {})
+    others = [{key: value for key, value in settings.items() if key != "files"} for settings in (there, here)]
+    return others[0] == others[1] and all(old[key] == new[key] for key in old.keys() & new.keys())
 
 
 def _other_settings(folder: Path, record: Record, settings: Mapping[str, object]) -> ResultsError:

@@ -9,7 +9,8 @@ map too, mean over channels, upsampled, not smoothed. Score: the map's maximum.
 The paper taps EfficientNet-B5 at stride 32 of 768-px images, 24 x 24 positions, with 1024 channels inside: half a
 gigabyte per tile. Here a tile has 16 x 16 positions of stride 16 and smaller networks; the paper's are
 ``--backbone efficientnet_b5 --layers blocks.5 -p teacher_width=1024 -p student_width=1024``. Maps are upsampled
-bilinearly where the code's are bicubically.
+bilinearly where the code's are bicubically. Logarithms of a coupling's scales are clamped at 3.0 where the code's
+configuration, which is that for three-dimensional data, has 1.9; its clamp of a coupling's outcome at 1e6 is left out.
 
 Symbols: N batch, C channels, h' x w' positions.
 """

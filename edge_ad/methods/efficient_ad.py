@@ -14,6 +14,8 @@ Where this differs from the paper, for tiles:
 - Other tile sizes than 256 keep the autoencoder's code at one position (`edge_ad.methods.parts.autoencoder`).
 - The penalty on ordinary photographs needs a folder of them (``-p penalty_images=DIR``). Without it the student is free
   to imitate the teacher on things it never saw, and misses some anomalies; the paper puts it at 0.4 points of AUROC.
+- Where nothing changes from tile to tile, what is divided by is bounded: the deviation of a channel of the teacher by
+  0.05 from below, the distance of a map's two quantiles by 0.0001.
 
 The teacher's weights come from ``edge-ad distill`` or a file of the community's: there is none to download.
 

@@ -4,6 +4,9 @@ Source: Defard et al., "PaDiM: a Patch Distribution Modeling Framework", arXiv 2
 x_p are d channels drawn at random, once, from the concatenated maps of three layers; S_p is their covariance over the
 training tiles plus `REGULARISATION` I, and the anomaly map is sqrt((x - m)^T S^-1 (x - m)), upsampled and smoothed.
 
+Of S the 48 leading eigenvectors are kept, and one eigenvalue for all others (`PadimHead`), where the paper inverts it
+whole: the same up to 49 training tiles, and close to it with more. ``-p rank=`` at d is the paper's for any number.
+
 Symbols: N tiles, P = h' x w' positions, d channels kept.
 """
 

@@ -4,7 +4,8 @@ Source: Cohen and Hoshen, "Sub-Image Anomaly Detection with Deep Pyramid Corresp
 official code; where the paper leaves a choice this follows byungjae89/SPADE-pytorch. Two steps:
 
 1. Retrieval. q, the deepest layer averaged over all positions, is compared with those of the training tiles; the K
-   nearest are kept. The mean distance to them is the paper's score of the tile (section 3.2).
+   nearest are kept. The mean distance to them is the paper's score of the tile (section 3.2). K is 5, the code's, where
+   the paper has 50 (``-p neighbours=50``), ten times the work.
 2. Correspondence. At every other layer each position's vector is compared with those at all positions of the K tiles.
    The distance to the nearest, upsampled, averaged over layers and smoothed, is the map (section 3.3, with one nearest
    vector). The paper concatenates layers before it compares, the code compares layer by layer, as is done here.

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from edge_ad import atomic
 from edge_ad.errors import DivergedError, InputError, RunMismatchError, WrongWeightsError
 from edge_ad.imaging import read_image, resize
 from edge_ad.methods.efficient_ad import Teacher
@@ -93,11 +94,13 @@ def distil(
         InputError: another ending.
         RunMismatchError: the state beside it was made with other settings or photographs.
         DivergedError: the loss became NaN or infinite.
-        OutputWriteError, UnreadableImageError and others of `Backbone`.
+        OutputWriteError: ``output`` cannot be written; told before the work begins, where that can be known.
+        UnreadableImageError and others of `Backbone`.
     """
     if output.suffix != ".safetensors":
         raise InputError(f"{output}: a teacher is written as .safetensors")
     files = photograph_files(photographs)
+    atomic.check_writable(output)
     source = Backbone(settings.backbone, settings.layers, settings.weights, REDUCTIONS).to(device)
     remarks = {"settings": json.dumps(asdict(settings) | {"photographs": listing_digest(photographs, files)})}
     with seeded(settings.seed):
@@ -109,6 +112,7 @@ def distil(
     else:
         student.measure(progress)
         step = 0
+        save_tensors(path, student.state(step), remarks)
     recent: list[float] = []
     while step < settings.steps:
         loss = student.learn(step)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from edge_ad.bundle.manifest import Normalisation, NormalisationStage, ScoreMerg
 from edge_ad.errors import IncompleteRunError, RunMismatchError, WrongWeightsError
 from edge_ad.imaging import PixelFormat
 from edge_ad.methods import create_model
+from edge_ad.methods.gradient import GradientModel
+from edge_ad.methods.parts.photographs import listing_digest
 from edge_ad.methods.parts.weights import fill
 from edge_ad.methods.tile_model import Losses, TileModel
 from edge_ad.proportions import Proportions
@@ -73,6 +75,7 @@ class RunSettings:
     score_merge: ScoreMerge
     threshold_rule: str
     normalisation_stage: NormalisationStage
+    photographs: str | None = None  # digest of those for a penalty; None: there were none, or an earlier release
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class RunFolder:
 
         Args:
             model: the method; continuing a run with random weights (``"none"``), its extractor takes those of the run.
+                Which photographs it is given, if any, becomes one of the settings.
             roi: of which ``settings.data`` has the digest.
 
         Raises:
@@ -95,10 +99,11 @@ class RunFolder:
             OutputWriteError: the folder cannot be written.
         """
         path = Path(path)
+        settings = replace(settings, photographs=_photographs(model))
         atomic.remove_leftovers(path)
         if (path / "run.json").exists():
             run = cls.open(path)
-            if found := differences(to_plain(run.settings), to_plain(settings)):
+            if found := differences(to_plain(_completed(run.settings, settings)), to_plain(settings)):
                 raise RunMismatchError(
                     f"{path} was made with other settings ({'; '.join(found)}); "
                     "choose another -o, or repeat the settings to continue it"
@@ -224,6 +229,17 @@ class RunFolder:
                 "choose another -o, or give the same weights to continue it"
             )
         fill(model.extractor, stored, str(path))
+
+
+def _photographs(model: TileModel) -> str | None:
+    given = model.photographs if isinstance(model, GradientModel) else None
+    return listing_digest(given.folder, given.files) if given else None
+
+
+def _completed(there: RunSettings, here: RunSettings) -> RunSettings:
+    """``there`` with what an earlier release did not write taken from ``here``: unknown is not different."""
+    data = replace(there.data, proportions=there.data.proportions or here.data.proportions)
+    return replace(there, data=data, photographs=there.photographs or here.photographs)
 
 
 def save_tensors(path: Path, state: Mapping[str, Tensor], remarks: Mapping[str, str] | None = None) -> None:

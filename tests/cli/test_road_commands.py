@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.ndimage
 from safetensors.torch import load_file, save_file
 from tiny_bundle import tiny_manifest
+from tiny_depth import write_deep_png
 
+from edge_ad.bundle.files import read_bundle
 from edge_ad.bundle.manifest import Format, InputSpec, Manifest, Precision
 from edge_ad.data.synthetic import write_synthetic
 from edge_ad.errors import OutputWriteError
 from edge_ad.evaluation import evaluate as evaluation
 from edge_ad.evaluation import report
-from edge_ad.imaging import read_image, write_png
+from edge_ad.imaging import read_image, read_mask, write_png
 from edge_ad.methods import METHODS
 from edge_ad.training.run_detector import RAW, run_manifest
 from edge_ad.training.run_folder import RunFolder
+from edge_ad.training.trainer import run_images
 
 TINY = ("--backbone", "resnet18", "--weights", "none", "-p", "dimensions=5", "--image-size", "64", "--tile-size", "32")
 
@@ -48,6 +53,19 @@ def test_a_region_of_interest_goes_all_the_way(run, plates: Path, tmp_path: Path
     assert run("export", tmp_path / "run", "--precision", "fp32", "-o", tmp_path / "bundle").code == 0
     assert "region of interest  roi.png" in run("inspect", tmp_path / "bundle").out
     assert run("verify", tmp_path / "bundle").code == 0
+    of_run, of_bundle = RunFolder.open(tmp_path / "run").normalisation(), read_bundle(tmp_path / "bundle").manifest
+    masks = [read_mask(path) for path in (plates / "ground_truth").rglob("*.png")]
+    labelled = [scipy.ndimage.label(mask, np.ones((3, 3))) for mask in masks]
+    regions = [labels == number for labels, count in labelled for number in range(1, count + 1)]
+    hidden = sum(not region[:, :32].any() for region in regions)
+    assert 0 < hidden < len(regions)
+    for model, norm in ((tmp_path / "run", of_run), (tmp_path / "bundle", of_bundle.normalisation)):
+        found = run("evaluate", model, "--data", plates, "--json", "-").json
+        assert found["image"]["threshold"] == norm.score.threshold
+        assert found["mask"]["threshold"] == norm.map.threshold != norm.score.threshold
+        assert found["region_of_interest"] == {"share": 0.5, "outside_regions": hidden}
+        assert found["pixel"]["regions"] == len(regions) - hidden
+        assert found["pixel"]["normal"] + found["pixel"]["anomalous"] == 8 * 64 * 32
     good = plates / "train" / "good"
     assert run("threshold", tmp_path / "bundle", "--good", good, "-o", tmp_path / "other").code == 0
     assert (tmp_path / "other" / "roi.png").read_bytes() == (tmp_path / "bundle" / "roi.png").read_bytes()
@@ -102,6 +120,33 @@ def test_the_road(run, plates: Path, trained: Path, tmp_path: Path, monkeypatch:
     code, _, err = run("export", trained, "--precision", "fp32", "--parity-tolerance", "0", "-o", tmp_path / "no")
     assert (code, err.count("\n")) == (3, 1)
     assert not (tmp_path / "no").exists()
+
+
+def test_deep_and_transparent_files_are_what_they_show(run, plates: Path, tmp_path: Path):
+    """Twelve bits and alpha as declared: images, thresholds and figures are those of the opaque 8-bit twins."""
+    corner = np.zeros((64, 64), bool)
+    corner[:9, :9] = True
+    plain, deep = (Path(shutil.copytree(plates, tmp_path / name)) for name in ("plain", "deep"))
+    for path in (file.relative_to(plates) for part in ("train", "test") for file in (plates / part).rglob("*.png")):
+        image = read_image(plates / path)
+        write_deep_png(deep / path, image, corner)
+        image[corner] = 255
+        write_png(plain / path, image)
+    declared = ("--bits", 12, "--alpha", "white")
+    for data, options in ((plain, ()), (deep, declared)):
+        command = ("train", "--data", data, *TINY, "--backbone", "test_resnet", *options)
+        assert run(*command, "-o", tmp_path / f"run-{data.name}").code == 0
+    runs = [RunFolder.open(tmp_path / f"run-{name}") for name in ("plain", "deep")]
+    expected, images = map(run_images, runs)
+    np.testing.assert_array_equal(images.fit, expected.fit)
+    np.testing.assert_array_equal(images.held_out, expected.held_out)
+    assert runs[0].normalisation() == runs[1].normalisation()
+    figures = [
+        run("evaluate", trained.path, "--data", data, *options, "--json", "-").json
+        for trained, data, options in ((runs[0], plain, ()), (runs[1], deep, ()), (runs[0], deep, declared))
+    ]
+    for part in ("image", "pixel", "mask"):
+        assert figures[0][part] == figures[1][part] == figures[2][part]
 
 
 def settings_of(run_folder: Path) -> dict[str, Any]:
@@ -204,6 +249,13 @@ def test_every_option_of_distill_reaches_its_work(run, tmp_path: Path, monkeypat
     assert given == [Path("photographs"), tmp_path / "teacher.safetensors", settings, "cpu"]
 
 
+@pytest.mark.parametrize("command", [("train", "--data", "plates"), ("distill", "photographs")])
+def test_a_negative_seed_is_refused(run, command: tuple[str, ...], tmp_path: Path):
+    code, out, err = run(*command, "--seed", -1, "-o", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert "Invalid value for '--seed': -1 is not in the range x>=0" in err
+
+
 def test_another_setting_does_not_continue_a_run(run, plates: Path, trained: Path):
     code, out, err = run("train", "--data", plates, *TINY, "--seed", "7", "-o", trained)
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -219,6 +271,20 @@ def test_training_images_that_are_gone_can_be_replaced(run, plates: Path, traine
     assert "put it back, or name --calibration DIR" in err
     good = plates / "train" / "good"
     assert run("export", trained, "--precision", "fp32", "--calibration", good, "-o", tmp_path / "b").code == 0
+
+
+def test_evaluate_tells_of_images_cropped_otherwise(
+    run, plates: Path, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    assert run("evaluate", trained, "--data", plates).code == 0
+    assert caplog.messages == []
+    shutil.copytree(plates, tmp_path / "halves")
+    for image in (tmp_path / "halves" / "test").rglob("*.png"):
+        write_png(image, read_image(image)[:32])
+    for mask in (tmp_path / "halves" / "ground_truth").rglob("*.png"):
+        write_png(mask, read_mask(mask)[:32].astype(np.uint8) * 255)
+    run("evaluate", trained, "--data", tmp_path / "halves")
+    assert ["frames of 32x64 are 2.00 times as wide" in message for message in caplog.messages] == [True]
 
 
 def test_evaluate_checks_its_targets_before_the_work(

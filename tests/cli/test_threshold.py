@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_bundle import expected_tile, some_image, tiny_manifest, tiny_setup
+from tiny_bundle import edit_manifest, expected_tile, some_image, tiny_manifest, tiny_setup
+from tiny_depth import write_deep_png
 
 import edge_ad
 from edge_ad.bundle.files import read_bundle, write_manifest
@@ -70,6 +72,33 @@ def test_thresholds_by_the_rule(run, bundle: Path, good: Path, bad: Path, tmp_pa
         assert detector(picture(90), color="rgb").pred_label is False
     assert run("threshold", bundle, "--good", good, "-o", output).code == 2
     assert run("threshold", bundle, "--good", good, "--overwrite", "-o", output).code == 0
+
+
+def test_files_are_read_as_declared_or_as_in_training(run, bundle: Path, tmp_path: Path):
+    """Twelve bits and alpha: thresholds and verdicts are those of the opaque 8-bit images that such files show."""
+    corner = np.zeros(SETUP.image_size, bool)
+    corner[:5, :7] = True
+    for index, image in enumerate([*map(picture, COLOURS), some_image(SETUP)]):
+        name = f"{'good' if index < len(COLOURS) else 'bad'}/{index}.png"
+        write_deep_png(tmp_path / "deep" / name, image, corner)
+        image[corner] = 255
+        write_png(tmp_path / "plain" / name, image)
+    deep_bundle = shutil.copytree(bundle, tmp_path / "deep.edgead")
+    edit_manifest(deep_bundle, lambda manifest: manifest["input"].update(bits=12, alpha="white"))
+    told, fitted = [], []
+    for kind, folder, options in (
+        ("plain", bundle, ()),
+        ("deep", bundle, ("--bits", 12, "--alpha", "white")),
+        ("deep", deep_bundle, ()),
+    ):
+        images = ("--good", tmp_path / kind / "good", "--bad", tmp_path / kind / "bad")
+        output = tmp_path / f"new-{len(told)}"
+        outcome = run("threshold", folder, *images, *options, "-o", output)
+        assert outcome.code == 0, outcome.err
+        told.append(outcome.out)
+        fitted.append(read_bundle(output).manifest.normalisation)
+    assert fitted[0] == fitted[1] == fitted[2]
+    assert told[0] == told[1] == told[2]
 
 
 def test_images_of_other_proportions_are_told(run, bundle: Path, good: Path, tmp_path: Path, caplog):

@@ -100,7 +100,13 @@ def test_a_file_with_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ({"pro_limit": 0.0}, r"pro_limit: expected a false-positive rate in \(0, 1\], but got 0\.0"),
         ({"spro_limit": 1.5}, r"spro_limit: expected a false-positive rate in \(0, 1\], but got 1\.5"),
         ({"held_out": 1.0}, "held_out: expected a fraction"),
-        ({"benchmark": {"iterations": 0}}, "benchmark: expected warmup"),
+        ({"seeds": [0, -1]}, "seeds: expected 0 or more, but got -1"),
+        ({"metrics_size": [0, -5]}, "metrics_size: expected 1 or more, but got 0"),
+        ({"parity_tolerance": -0.5}, r"parity_tolerance: expected 0 or more, but got -0\.5"),
+        ({"benchmark": {"warmup": -1}}, r"benchmark\.warmup: expected 0 or more, but got -1"),
+        ({"benchmark": {"iterations": 0}}, r"benchmark\.iterations: expected 1 or more, but got 0"),
+        ({"benchmark": {"batch": -3}}, r"benchmark\.batch: expected 0 or more, but got -3"),
+        ({"benchmark": {"throughput_iterations": 0}}, r"benchmark\.throughput_iterations: expected 1 or more"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(changes: dict[str, object], said: str):

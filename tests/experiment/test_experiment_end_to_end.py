@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
+from tiny_run import BACKBONE
 
 from edge_ad.bundle.files import read_bundle
-from edge_ad.bundle.manifest import ScoreMerge
+from edge_ad.bundle.manifest import Format, Precision, ScoreMerge
 from edge_ad.data.cache import open_cache
-from edge_ad.data.layouts import read_dataset
+from edge_ad.data.layouts import read_dataset, read_masks
+from edge_ad.data.logical import COUNTED
+from edge_ad.data.saturation import read_defects_config
 from edge_ad.data.synthetic import write_synthetic
 from edge_ad.errors import EdgeAdError
+from edge_ad.evaluation.evaluate import evaluate
 from edge_ad.evaluation.image_metrics import image_auroc
 from edge_ad.experiment import measure
 from edge_ad.experiment.benchmark import run_benchmark_process
@@ -22,6 +29,7 @@ from edge_ad.experiment.grid import cells
 from edge_ad.experiment.measure import defect_area
 from edge_ad.experiment.record import Outcome, Record
 from edge_ad.experiment.runner import make_plan, run_jobs
+from edge_ad.exporters.export import ExportOptions
 from edge_ad.imaging import read_mask
 from edge_ad.runtime.session import ExecutionPrecision
 from edge_ad.training.run_detector import run_detector
@@ -125,6 +133,69 @@ def test_defect_areas_are_those_of_the_masks(experiment, data: Path):
     for sample, image in zip(read_dataset(data).test, outcome(records["fp16 max"]).images, strict=True):
         expected = read_mask(sample.masks[0]).mean() if sample.masks else None
         assert image.defect_area == defect_area(sample) == expected
+
+
+def test_settings_that_are_not_the_defaults_are_what_is_measured_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of a set whose regions need not be found whole, and that holds out no images of its own."""
+    data = COUNTED.write(
+        tmp_path / "plates", size=SIZE, train=8, validation=0, test_good=3, test_logical=3, test_structural=3
+    )
+    asked: list[ExportOptions] = []
+
+    def exported(*arguments: Any) -> None:
+        asked.extend(each for each in arguments if isinstance(each, ExportOptions))
+        raise EdgeAdError("seen enough")
+
+    monkeypatch.setattr(measure, "export_run", exported)
+    changes: dict[str, Any] = {
+        "datasets": [{"path": str(data), "layout": "loco"}],
+        "setups": [{"name": "whole", "image_size": list(SIZE), "tile_size": list(SIZE)}],
+        "backbones": [{"name": BACKBONE, "weights": "none"}],
+        "precisions": ["torch", "fp32"],
+        "score_merges": ["mean"],
+        "benchmark": None,
+        "held_out": 0.5,
+        "metrics_size": [32, 32],
+        "pro_limit": 0.1,
+        "spro_limit": 0.4,
+        "format": "onnx",
+        "parity_tolerance": 0.25,
+    }
+    config, folder = make_config(data, **changes), tmp_path / "experiment"
+    run_jobs(make_plan(config, folder).jobs, folder, keep=True)
+    made = outcome(make_plan(config, folder).records[0])
+    assert [(each.format, each.precision, each.parity_tolerance) for each in asked] == [
+        (Format.ONNX, Precision.FP32, 0.25)
+    ]
+    run = RunFolder.open(next(folder.glob("runs/*/run")))
+    assert (made.training_images, made.held_out_images, len(run.settings.data.held_out)) == (4, 4, 4)
+
+    dataset = read_dataset(data, "loco")
+    images = open_cache(dataset.test, SIZE).images
+    with run_detector(run, batch_size=measure.TORCH_BATCH) as detector:
+        maps = [detector.raw(image[None]).maps[0].copy() for image in images]
+        pixel = evaluate(
+            detector,
+            images,
+            dataset.test,
+            threshold=0.0,
+            batch_size=measure.TORCH_BATCH,
+            metrics_size=(32, 32),
+            pro_limit=0.1,
+            defects_config=read_defects_config(data / "defects_config.json"),
+            spro_limit=0.4,
+        ).pixel
+    assert made.pixel is not None
+    assert made.spro is not None
+    assert pixel is not None
+    assert pixel.spro is not None
+    assert asdict(made.pixel) == pytest.approx(asdict(pixel.metrics), rel=1e-4)
+    assert made.spro.auspro_by_defect == pytest.approx(pixel.spro.metrics.auspro_by_defect, rel=1e-4)
+    assert (made.spro.regions, made.spro.limit) == (pixel.spro.metrics.regions, 0.4)
+    # And by other means: all pixels of all maps at that size
+    values = [cv2.resize(anomaly_map, (32, 32), interpolation=cv2.INTER_LINEAR) for anomaly_map in maps]
+    masks = [read_masks(sample, SIZE, (32, 32)) for sample in dataset.test]
+    assert made.pixel.auroc == pytest.approx(roc_auc_score(np.ravel(masks), np.ravel(values)), rel=1e-4)
 
 
 def test_a_run_that_was_begun_is_continued_and_removed_afterwards(

@@ -92,6 +92,23 @@ def test_folders_tell_training_settings_apart_and_only_those():
     assert "/" not in name(backbones=[{"name": "hub/net"}])
 
 
+def test_folders_tell_files_of_one_name_apart(tmp_path: Path):
+    """A run that was kept or left unfinished is not gone on with where its teacher or photographs are others."""
+    weights, photographs = tmp_path / "teacher.safetensors", tmp_path / "photographs"
+    weights.write_bytes(b"one")
+    photographs.mkdir()
+    (photographs / "a.jpg").write_bytes(b"1")
+    parameters = {"weights": str(weights), "penalty_images": str(photographs)}
+    config = some_config(methods=["efficient_ad"], parameters={"efficient_ad": parameters})
+    names = [next(cells(config)).folder_name for _ in range(2)]
+    assert names[0] == names[1]
+    weights.write_bytes(b"another")
+    names.append(next(cells(config)).folder_name)
+    (photographs / "b.jpg").write_bytes(b"22")
+    names.append(next(cells(config)).folder_name)
+    assert len(set(names)) == 3
+
+
 def test_only_the_first_seed_is_benchmarked():
     found = list(cells(some_config(benchmark={"iterations": 5})))
     assert [cell.benchmark is not None for cell in found] == [True, True, False, False]
@@ -180,6 +197,23 @@ def test_other_weights_in_the_same_file_are_not_mixed(tmp_path: Path, computed: 
         make_plan(config, tmp_path)
 
 
+def test_results_are_shown_where_their_files_are_not_at_hand(tmp_path: Path, computed: list[Identity]):
+    """The photographs still are, and are compared."""
+    weights, photographs = tmp_path / "teacher.safetensors", tmp_path / "photographs"
+    weights.write_bytes(b"one")
+    photographs.mkdir()
+    (photographs / "a.jpg").write_bytes(b"1")
+    parameters = {"weights": str(weights), "penalty_images": str(photographs)}
+    config = some_config(methods=["efficient_ad"], parameters={"efficient_ad": parameters})
+    run(config, tmp_path)
+    weights.unlink()
+    plan = make_plan(config, tmp_path)
+    assert (len(plan.records), plan.jobs) == (8, ())
+    (photographs / "b.jpg").write_bytes(b"22")
+    with pytest.raises(ResultsError, match="with other settings"):
+        make_plan(config, tmp_path)
+
+
 def test_lines_of_before_files_were_told_apart_stay(tmp_path: Path, computed: list[Identity]):
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"one")
@@ -187,7 +221,7 @@ def test_lines_of_before_files_were_told_apart_stay(tmp_path: Path, computed: li
     for cell in cells(config):
         for identity in cell.identities:
             settings = {key: value for key, value in cell.settings(identity.precision).items() if key != "files"}
-            store_of(tmp_path).append(make_record(identity, settings, ParityError("no")))
+            store_of(tmp_path).append(make_record(identity, settings, outcome()))
     assert len(make_plan(config, tmp_path).records) == 8
 
 
@@ -225,18 +259,45 @@ def test_failures_are_tried_again(tmp_path: Path, computed: list[Identity]):
     assert all(each.outcome for each in make_plan(config, tmp_path).records)
 
 
+def test_a_failure_of_other_settings_is_computed_with_the_corrected_ones(tmp_path: Path, computed: list[Identity]):
+    wrong, config = some_config(parity_tolerance=1e-9), some_config()
+    failed = next(cells(wrong)).identity(Variant.INT8, ScoreMerge.MEAN)
+    store_of(tmp_path).append(make_record(failed, next(cells(wrong)).settings(Variant.INT8), ParityError("no")))
+    assert make_plan(config, tmp_path).records == ()
+    run(config, tmp_path)
+    assert failed in computed
+    assert {each.settings.get("parity_tolerance") for each in make_plan(config, tmp_path).records} == {None}
+    with pytest.raises(ResultsError, match="parity_tolerance"):
+        make_plan(wrong, tmp_path)
+
+
 @pytest.mark.parametrize(
-    ("parameters", "error", "said"),
+    ("method", "parameters", "error", "said"),
     [
-        ({"nix": 1}, InputError, "padim has no parameter nix"),
-        ({"seed": 1}, ConfigError, "belongs to backbones or seeds"),
+        ("padim", {"nix": 1}, InputError, "padim has no parameter nix"),
+        ("padim", {"seed": 1}, ConfigError, "belongs to backbones or seeds"),
+        ("padim", {"dimensions": 10.5}, ConfigError, r"parameters\.padim\.dimensions: expected int, but got 10\.5"),
+        ("stfpm", {"bf16": "false"}, ConfigError, r"parameters\.stfpm\.bf16: expected bool, but got 'false'"),
+        ("stfpm", {"steps": 10.5}, ConfigError, r"parameters\.stfpm\.steps: expected int, but got 10\.5"),
+        ("mixed_teacher", {"second_layers": "blocks.2"}, ConfigError, "second_layers: expected a list"),
+        ("uninformed_students", {"fields": [17, "33"]}, ConfigError, r"fields\[1\]: expected int, but got '33'"),
     ],
 )
 def test_parameters_are_checked_before_anything_runs(
-    parameters: dict[str, int], error: type[Exception], said: str, tmp_path: Path
+    method: str, parameters: dict[str, object], error: type[Exception], said: str, tmp_path: Path
 ):
     with pytest.raises(error, match=said):
-        make_plan(some_config(parameters={"padim": parameters}), tmp_path)
+        make_plan(some_config(methods=[method], parameters={method: parameters}), tmp_path)
+
+
+def test_parameters_of_every_kind_are_taken(tmp_path: Path):
+    """A whole number where a fraction may be, what may be none, and lists."""
+    parameters = {
+        "patchcore": {"coreset_ratio": 1, "bank_size": 64},
+        "stfpm": {"bf16": True, "steps": 3, "learning_rate": 0.5, "schedule": "paper"},
+        "uninformed_students": {"fields": [17, 33]},
+    }
+    assert make_plan(some_config(methods=list(parameters), parameters=parameters), tmp_path).jobs
 
 
 def test_the_training_device_is_a_setting_where_it_is_not_the_cpu():
@@ -311,7 +372,8 @@ def test_workers_have_their_own_cpus_and_end_with_a_killed_parent(tmp_path: Path
             worker = int(parent.stdout.readline())
             assert _runs(worker)
             if hasattr(os, "sched_getaffinity"):
-                assert os.sched_getaffinity(worker) == cpu_shares(2)[1]
+                threads = [int(task.name) for task in Path(f"/proc/{worker}/task").iterdir()]
+                assert all(os.sched_getaffinity(thread) == cpu_shares(2)[1] for thread in (worker, *threads))
         finally:
             guard.cancel()
             parent.kill()

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from edge_ad.methods import METHODS, method_class
+from edge_ad.methods import METHODS, ast, efficient_ad, method_class, padim, spade
 from edge_ad.methods.described import described_parameters, summary
 
 
@@ -47,6 +48,21 @@ def test_defaults_and_meanings_are_those_of_constructors_and_docstrings():
         ("steps=<int>", "in place of the long's"),
         ("width=3", "as steps"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("file", "stated"),
+    [
+        (padim, f"the {padim.RANK} leading eigenvectors are kept"),
+        (spade, f"K is {spade.NEIGHBOURS}, the code's, where the paper has 50"),
+        (ast, f"scales are clamped at {ast.CLAMP} where the code's configuration"),
+        (efficient_ad, f"the deviation of a channel of the teacher by {efficient_ad.SMALLEST_STD} from below"),
+        (efficient_ad, f"the distance of a map's two quantiles by {efficient_ad.SMALLEST_EXTENT}"),
+    ],
+)
+def test_files_open_with_where_their_numbers_are_not_the_papers(file: ModuleType, stated: str):
+    """As docs/methods.md promises."""
+    assert stated in " ".join((file.__doc__ or "").split())
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from file_system import file_size_limit
 from safetensors.torch import load_file, save_file
+from tiny_methods import tiny
 from tiny_run import BACKBONE, scene_images, tile_setup, tiny_model, tiny_run
 
 from edge_ad import atomic
@@ -102,6 +103,47 @@ def test_a_new_setting_is_named_too(tmp_path):
     RunFolder.begin(tmp_path / "run", settings(model), model)
     with pytest.raises(RunMismatchError, match=r"config\.colour: None there, 'red' here"):
         RunFolder.begin(tmp_path / "run", settings(model, config={**model.config, "colour": "red"}), model)
+
+
+def edit_settings(run, edit):
+    value = json.loads((run / "run.json").read_text())
+    edit(value)
+    (run / "run.json").write_text(json.dumps(value))
+
+
+def test_runs_that_do_not_say_their_images_proportions_go_on(tmp_path):
+    """Those of before they were written: what is not known is not another."""
+    model = tiny_model(SETUP.tile_size)
+    narrow, wide = (
+        settings(model, data=replace(scene_images(SETUP).source, proportions=(each, each))) for each in (1.5, 2.0)
+    )
+    run = RunFolder.begin(tmp_path / "run", narrow, model).path
+    with pytest.raises(RunMismatchError, match=r"data\.proportions: \[1\.5, 1\.5\] there, \[2\.0, 2\.0\] here"):
+        RunFolder.begin(run, wide, model)
+    edit_settings(run, lambda value: value["data"].pop("proportions"))
+    RunFolder.begin(run, wide, model)
+    with pytest.raises(RunMismatchError, match="seed: 0 there, 3 here"):
+        RunFolder.begin(run, replace(wide, seed=3), model)
+
+
+@pytest.mark.parametrize("method", ["efficient_ad", "efficient_ad_ast"])
+def test_photographs_that_changed_are_refused(method, tmp_path):
+    """Heads trained with these and with those would be mixed. Runs of before do not say which they had."""
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    (photographs / "a.png").write_bytes(b"1")
+
+    def begin():
+        model = tiny(method, penalty_images=str(photographs))
+        return RunFolder.begin(tmp_path / "run", settings(model, method=method), model)
+
+    begun = begin()
+    assert begin() == begun == RunFolder.open(begun.path)
+    (photographs / "b.png").write_bytes(b"22")
+    with pytest.raises(RunMismatchError, match=r"\(photographs: '.*' there, '.*' here\); choose another -o"):
+        begin()
+    edit_settings(begun.path, lambda value: value.pop("photographs"))
+    begin()
 
 
 def test_a_folder_of_something_else(tmp_path):
