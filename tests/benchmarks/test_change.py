@@ -18,13 +18,29 @@ def steady(ms):
 
 
 def test_every_figure_by_hand():
-    old, new = steady(8.0), replace(steady(6.0), load_ms=60.0)
+    """No two alike, so that a ratio the wrong way round, or of another figure, is noticed."""
+    old = steady(8.0)
+    new = replace(
+        old,
+        latency=Latency(*(Timing((ms,) * 200) for ms in (6.0, 3.0, 10.0))),
+        throughput=Throughput(16, Timing((2.0,) * 200)),
+        load_ms=60.0,
+        first_inference_ms=27.0,
+        memory=replace(old.memory, resident_peak_bytes=90 * 2**20),
+        bundle=replace(old.bundle, size_bytes=5 * old.bundle.size_bytes),
+    )
     found = {each.figure: (each.old, each.new, each.ratio) for each in changes(old, new)}
-    assert found["end to end, median"] == (8.0, 6.0, Ratio(0.75, 0.75, 0.75))
-    assert found["bare sessions, median"] == (4.0, 4.0, Ratio(1.0, 1.0, 1.0))
-    assert found["throughput, batch 16"] == (4000.0, 4000.0, 1.0)
-    assert found["load"] == (120.0, 60.0, 0.5)
-    assert found["peak resident, batch 1"] == (60.0, 60.0, 1.0)
+    size = old.bundle.size_bytes / 2**20
+    assert found == {
+        "end to end, median": (8.0, 6.0, Ratio(0.75, 0.75, 0.75)),
+        "bare sessions, median": (4.0, 3.0, Ratio(0.75, 0.75, 0.75)),
+        "frame to Result, median": (8.0, 10.0, Ratio(1.25, 1.25, 1.25)),
+        "throughput, batch 16": (4000.0, 8000.0, 2.0),
+        "load": (120.0, 60.0, 0.5),
+        "first inference": (9.0, 27.0, 3.0),
+        "peak resident, batch 1": (60.0, 90.0, 1.5),
+        "bundle": (size, 5 * size, 5.0),
+    }
     assert "0.750 (0.750 to 0.750)" in changes_to_text(old, new, changes(old, new))
 
 

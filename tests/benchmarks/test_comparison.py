@@ -8,8 +8,11 @@ import pytest
 from benchmark_fakes import make_report
 from click.testing import CliRunner
 
-from edge_ad.benchmarks.comparison import run_comparison
-from edge_ad.cli import group
+from edge_ad.benchmarks.comparison import SCHEMA_VERSION, Comparison, run_comparison
+from edge_ad.benchmarks.protocol import Latency
+from edge_ad.benchmarks.ratio import Ratio
+from edge_ad.benchmarks.timing import Timing
+from edge_ad.cli import group, main
 from edge_ad.errors import GateError, InputError
 
 
@@ -32,6 +35,15 @@ def test_bundles_run_in_turn_and_are_told_apart(bundles):
     ratios = found.ratios
     assert (ratios[bundles[0].name].value, ratios[bundles[0].name].differs) == (1.0, False)
     assert ratios[bundles[1].name].low <= ratios[bundles[1].name].value <= ratios[bundles[1].name].high
+
+
+def test_ratios_are_to_the_first_bundle():
+    timings = {name: Timing((ms,) * 3) for name, ms in (("first", 4.0), ("slower", 6.0), ("faster", 1.0))}
+    found = Comparison(SCHEMA_VERSION, make_report().environment, "auto", None, 1, timings, {}, {})
+    assert found.ratios == {
+        name: Ratio(*(value,) * 3) for name, value in (("first", 1), ("slower", 1.5), ("faster", 0.25))
+    }
+    assert found.to_json()["ratios"]["slower"]["value"] == 1.5
 
 
 def test_equal_names_become_paths_and_one_bundle_is_not_two(bundles, tmp_path):
@@ -72,6 +84,28 @@ def test_compare_two_reports(tmp_path):
     failed = edge_ad("compare", old, new, "--fail-above", 0.1)
     assert isinstance(failed.exception, GateError)
     assert edge_ad("compare", old, new, "--fail-above", 1.0).exit_code == 0
+
+
+QUICK, SLOW = (4.0,) * 200, (6.0,) * 200
+MOODY = (4.0,) * 100 + (8.0,) * 100  # a median of 6, which may as well have been 4
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "code"),
+    [(QUICK, SLOW, 3), (SLOW, QUICK, 0), (QUICK, MOODY, 0)],
+    ids=["slower", "faster", "who knows"],
+)
+def test_the_gate_is_closed_to_what_is_surely_slower(tmp_path, capsys, before, after, code):
+    """From 4 ms to 6 is 1.5 times as long; the interval of the moody run begins below the limit and ends above it."""
+    for name, samples in (("old", before), ("new", after)):
+        timing, other = Timing(samples), Timing((5.0,) * 200)
+        report = replace(make_report(), latency=Latency(timing, other, other))
+        (tmp_path / name).write_text(json.dumps(report.to_json()))
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(tmp_path / "old"), str(tmp_path / "new"), "--fail-above", "1.2"])
+    assert (ended.value.code or 0) == code
+    told = f"the median latency is 1.500 (1.500 to 1.500) times that of {tmp_path / 'old'}, above --fail-above 1.2"
+    assert capsys.readouterr().err == (f"error: {told}\n" if code else "")
 
 
 def test_a_gate_on_what_is_not_comparable_says_so(tmp_path):

@@ -15,7 +15,6 @@ from tiny_run import scene
 from edge_ad.bundle.manifest import Parity, Precision, Scale
 from edge_ad.errors import AccuracyDropError, ParityError
 from edge_ad.exporters.parity import (
-    TOLERANCES,
     RawOutputs,
     check_accuracy,
     check_parity,
@@ -104,9 +103,13 @@ def test_rounding_does_not_swap_near_ties():
 PERFECT = Parity("f32", "CPU", 16, 0.0, 0.0, 0.0, 1.0, 0)
 
 
+# Written out: a gate that was opened by accident is to be noticed. The message of a refusal says the same.
+GATES = {Precision.FP32: (0.001, 0.999), Precision.FP16: (0.01, 0.99), Precision.INT8: (0.5, 0.9)}
+
+
 @pytest.mark.parametrize("precision", Precision)
 def test_gates(precision):
-    allowed, rank = TOLERANCES[precision]
+    allowed, rank = GATES[precision]
     check_parity(replace(PERFECT, map_max_rel=allowed, score_rank_correlation=rank), precision)
     with pytest.raises(ParityError, match=rf"{precision} maps differ .* more than {allowed:g} \(run in f32\); try"):
         check_parity(replace(PERFECT, map_max_rel=allowed * 1.01), precision)

@@ -16,6 +16,7 @@ from tiny_bundle import head_constants, tiny_manifest, tiny_setup
 from edge_ad.bundle.manifest import Merge, NormalisationStage, Scale, ScoreMerge
 from edge_ad.errors import InputError, TooFewImagesError
 from edge_ad.evaluation.raw_values import RawValues
+from edge_ad.roi import Roi
 from edge_ad.tiling import WHOLE
 from edge_ad.training import calibration
 from edge_ad.training.calibration import NARROWEST, fit_normalisation, widened
@@ -176,6 +177,22 @@ def test_a_global_model_and_the_tiles_are_each_scaled_by_their_own():
     )
     assert normalisation.score.low == pytest.approx(fused.min(), abs=1e-5)
     assert normalisation.score.threshold == pytest.approx(sigma3(fused), rel=1e-4)
+
+
+@pytest.mark.parametrize(("column", "distance"), [(4, 28 / 3), (5, 50 / 3)])
+def test_a_region_of_one_pixel_may_vanish_as_the_image_shrinks(column, distance):
+    """Of two columns that become one the second is looked at: where that is paint, the map is looked at everywhere.
+
+    The paint is (124, 116, 104), 28 / 3 from its mean. The pixel is (36, 0, 0) on the image in the middle: half of
+    both is (80, 58, 52), 50 / 3 from its mean.
+    """
+    raw = fake_detector(tiny_manifest(replace(SETUP, global_model=True), normalisation=RAW))
+    inside = np.zeros((5, 14), bool)
+    inside[2, column] = True
+    raw.roi = Roi(inside)
+    gain, offset = head_constants(WHOLE)
+    low = fit_normalisation(raw, images()).fusion.global_map.low
+    assert low == pytest.approx(gain * distance / 255 + offset, rel=1e-5)
 
 
 def resized(image):
