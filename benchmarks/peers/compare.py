@@ -35,7 +35,7 @@ from edge_ad.evaluation.evaluate import Predictor, evaluate
 from edge_ad.methods import create_model
 from edge_ad.methods.gradient import GradientModel
 from edge_ad.methods.padim import Padim
-from edge_ad.runtime.detector import RawResult
+from edge_ad.runtime.raw_result import RawResult
 from edge_ad.setups import SETUPS
 from edge_ad.tiling import Size
 from edge_ad.training.run_detector import run_detector

@@ -33,7 +33,8 @@ from edge_ad.methods import create_model
 from edge_ad.methods.parts.seeding import seeded
 from edge_ad.methods.tile_model import TileModel
 from edge_ad.progress import Progress, no_progress
-from edge_ad.runtime.detector import Detector, RawResult
+from edge_ad.runtime.detector import Detector
+from edge_ad.runtime.raw_result import RawResult
 from edge_ad.tiling import Size
 from edge_ad.training.run_detector import run_detector
 from edge_ad.training.run_folder import RunFolder

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -38,6 +38,7 @@ from edge_ad.runtime.feature_windows import FeatureWindows
 from edge_ad.runtime.fusion import fuse_maps, fuse_scores
 from edge_ad.runtime.graphs import check_graphs
 from edge_ad.runtime.normalisation import normalise, rescale
+from edge_ad.runtime.raw_result import RawResult
 from edge_ad.runtime.result import Result
 from edge_ad.runtime.seams import SeamSmoother
 from edge_ad.runtime.session import Session
@@ -47,27 +48,6 @@ from edge_ad.setups import ExtractorScope
 from edge_ad.tiling import WHOLE, Location, MapMerger, Size
 
 CLOSE_TIMEOUT_S = 30.0  # above any call's time
-
-
-@dataclass(frozen=True, eq=False)
-class RawResult:
-    """Merged outputs of a batch, before they are scaled to [0, 1]. It owns its arrays.
-
-    Attributes:
-        scores: (B,) float32 image scores.
-        maps: (B, H, W) float32 merged maps, seams smoothed.
-        tile_scores: (B, T) float32 as the tile models gave them, in grid order; NaN where a region of interest leaves
-            nothing of a tile, and it was not run.
-        timings_ms: milliseconds: wait (for other threads), tiles (crops), infer, merge, seams, fuse, roi, total.
-        global_scores, global_maps: (B,) and (B, h, w) float32 as the global model gave them, where there is one.
-    """
-
-    scores: NDArray[np.float32]
-    maps: NDArray[np.float32]
-    tile_scores: NDArray[np.float32]
-    timings_ms: Mapping[str, float]
-    global_scores: NDArray[np.float32] | None = None
-    global_maps: NDArray[np.float32] | None = None
 
 
 class Detector:

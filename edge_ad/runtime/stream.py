@@ -17,7 +17,7 @@ import threading
 import weakref
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,39 @@ from edge_ad.imaging import Color
 from edge_ad.runtime.background import Background, Drop
 from edge_ad.runtime.capture import Captured, Source, capture
 from edge_ad.runtime.faults import Action, Fault, FaultPolicy, Ledger, Stats, fault_of
+from edge_ad.runtime.raw_result import RawResult
 from edge_ad.runtime.result import Result, error_result
+from edge_ad.runtime.stopwatch import Stopwatch
+from edge_ad.tiling import Size, TileGrid
 
-if TYPE_CHECKING:
-    from edge_ad.runtime.detector import Detector, RawResult
+
+class Inspector(Protocol):
+    """What a stream asks of a `Detector`: the two halves of a call, and what an error result says of it."""
+
+    grid: TileGrid
+
+    @property
+    def image_size(self) -> Size:
+        """(H, W) of the bundle's images."""
+
+    @property
+    def device(self) -> str:
+        """What the graphs run on."""
+
+    def infer(self, frame: NDArray[Any], *, color: Color | str, bits: int | None, watch: Stopwatch) -> RawResult:
+        """The half that needs the engine: in the inference thread."""
+
+    def conclude(
+        self,
+        raw: RawResult,
+        frame: NDArray[Any],
+        *,
+        color: Color,
+        bits: int | None,
+        watch: Stopwatch,
+        frame_id: int | str | None,
+    ) -> Result:
+        """The other half: in the reader's thread."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +71,7 @@ class StreamOptions:
     drop: Drop
     queue_size: int
     policy: FaultPolicy
-    standby: Detector | None
+    standby: Inspector | None
     copy: bool
 
 
@@ -50,7 +79,7 @@ class _Outcome(NamedTuple):
     """Of the inference of one frame: outputs and who gave them; or none, and the fault to report."""
 
     captured: Captured
-    detector: Detector
+    detector: Inspector
     raw: RawResult | None
     fault: Fault | None = None
     error: str | None = None
@@ -63,7 +92,7 @@ class Stream:
     the detector, or the program, whichever comes first; so does a source that the stream has opened.
     """
 
-    def __init__(self, detector: Detector, source: Source, options: StreamOptions, ledger: Ledger) -> None:
+    def __init__(self, detector: Inspector, source: Source, options: StreamOptions, ledger: Ledger) -> None:
         self._detector = detector
         self._source = source
         self._options = options
@@ -217,7 +246,7 @@ class _Cause(NamedTuple):
 class _Inference:
     """The middle stage: each frame to its outputs, or to what the policy makes of its fault."""
 
-    def __init__(self, detector: Detector, options: StreamOptions, ledger: Ledger) -> None:
+    def __init__(self, detector: Inspector, options: StreamOptions, ledger: Ledger) -> None:
         self._detector = detector
         self._options = options
         self._ledger = ledger
@@ -277,7 +306,7 @@ class _Inference:
             return self._inspect(captured, found, changed)
         raise error
 
-    def _detector_for(self, cause: _Cause | None) -> Detector:
+    def _detector_for(self, cause: _Cause | None) -> Inspector:
         """Who has the frame: the standby where there is a ``cause``."""
         detector = self._options.standby if cause else self._detector
         assert detector is not None  # `Detector.stream` asks for one where the policy falls back
