@@ -234,8 +234,8 @@ def _reports_by_method(folder: Path) -> dict[str, dict[tuple[str, str], Benchmar
 def _rows(records: Sequence[Record]) -> Iterable[tuple[str, str, list[Record]]]:
     """Methods and setups, the latter in the paper's order and others behind them, with their records.
 
-    Another merge of tiles' scores than the mean stands behind the setup, one of several backbones behind the method. Of a
-    single tile every merge is the same, and has one row.
+    Another merge of tiles' scores than the mean stands behind the setup, one of several backbones behind the method.
+    Of a single tile every merge is the same, and has one row.
     """
     places = {setup: place for place, setup in enumerate(SETUPS)}
     rows: dict[tuple[str, str, int, str, ScoreMerge], list[Record]] = {}
