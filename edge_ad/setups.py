@@ -63,13 +63,13 @@ class Setup:
         Raises:
             GeometryError: a global model beside a single tile, which sees the whole image already.
         """
-        tiles = self._tiles if self.sharing is Sharing.LOCATION else (Location(0, 0),)
+        tiles = self.tiles if self.sharing is Sharing.LOCATION else (Location(0, 0),)
         return (*tiles, *self._whole)
 
     @property
     def locations(self) -> tuple[Location, ...]:
         """All that is inspected of an image: tiles that are not blank, and `WHOLE` where there is a global model."""
-        return (*self._tiles, *self._whole)
+        return (*self.tiles, *self._whole)
 
     def model_of(self, location: Location) -> Location:
         """The location whose model serves ``location``."""
@@ -77,10 +77,11 @@ class Setup:
 
     def tiles_of(self, model: Location) -> tuple[Location, ...]:
         """The locations that the model of ``model`` serves, and trains on."""
-        return (model,) if self.sharing is Sharing.LOCATION or model == WHOLE else self._tiles
+        return (model,) if self.sharing is Sharing.LOCATION or model == WHOLE else self.tiles
 
     @property
-    def _tiles(self) -> tuple[Location, ...]:
+    def tiles(self) -> tuple[Location, ...]:
+        """The grid's locations that are not blank."""
         return tuple(location for location in self.grid.locations if location not in self.blank_tiles)
 
     @property

@@ -90,8 +90,7 @@ def _with_tiles(
 ) -> Normalisation:
     """``norm`` with scales of scores and maps for every tile; those of tiles that are not run mean nothing."""
     scales = [RawValues.of(tile).scales(rule) for tile in zip(*by_tile, strict=True)]
-    locations = detector.grid.locations
-    run = [location for location in locations if location not in detector.manifest.setup.blank_tiles]
+    run, locations = detector.manifest.setup.tiles, detector.grid.locations
     scores, maps = (dict(zip(run, widened(kind), strict=True)) for kind in zip(*scales, strict=True))
     tile_score, tile_map = (tuple(of.get(tile, Scale(0.0, 1.0)) for tile in locations) for of in (scores, maps))
     return replace(norm, tile_score=tile_score, tile_map=tile_map)

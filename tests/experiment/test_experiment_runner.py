@@ -92,14 +92,19 @@ def test_folders_tell_training_settings_apart_and_only_those():
     assert "/" not in name(backbones=[{"name": "hub/net"}])
 
 
-def test_folders_tell_files_of_one_name_apart(tmp_path: Path):
-    """A run that was kept or left unfinished is not gone on with where its teacher or photographs are others."""
-    weights, photographs = tmp_path / "teacher.safetensors", tmp_path / "photographs"
+def config_of_files(folder: Path) -> tuple[Config, Path, Path]:
+    """Of EfficientAD; its teacher; and the folder of its photographs."""
+    weights, photographs = folder / "teacher.safetensors", folder / "photographs"
     weights.write_bytes(b"one")
     photographs.mkdir()
     (photographs / "a.jpg").write_bytes(b"1")
     parameters = {"weights": str(weights), "penalty_images": str(photographs)}
-    config = some_config(methods=["efficient_ad"], parameters={"efficient_ad": parameters})
+    return some_config(methods=["efficient_ad"], parameters={"efficient_ad": parameters}), weights, photographs
+
+
+def test_folders_tell_files_of_one_name_apart(tmp_path: Path):
+    """A run that was kept or left unfinished is not gone on with where its teacher or photographs are others."""
+    config, weights, photographs = config_of_files(tmp_path)
     names = [next(cells(config)).folder_name for _ in range(2)]
     assert names[0] == names[1]
     weights.write_bytes(b"another")
@@ -199,12 +204,7 @@ def test_other_weights_in_the_same_file_are_not_mixed(tmp_path: Path, computed: 
 
 def test_results_are_shown_where_their_files_are_not_at_hand(tmp_path: Path, computed: list[Identity]):
     """The photographs still are, and are compared."""
-    weights, photographs = tmp_path / "teacher.safetensors", tmp_path / "photographs"
-    weights.write_bytes(b"one")
-    photographs.mkdir()
-    (photographs / "a.jpg").write_bytes(b"1")
-    parameters = {"weights": str(weights), "penalty_images": str(photographs)}
-    config = some_config(methods=["efficient_ad"], parameters={"efficient_ad": parameters})
+    config, weights, photographs = config_of_files(tmp_path)
     run(config, tmp_path)
     weights.unlink()
     plan = make_plan(config, tmp_path)
