@@ -99,7 +99,7 @@ class ExportOptions:
     Args:
         format, precision: of the graphs.
         accuracy_drop: gate on image AUROC lost on planted defects, a fraction; None: not gated.
-        parity_tolerance: replaces the precision's own (`edge_ad.exporters.parity.TOLERANCES`).
+        parity_tolerance, rank_correlation: replace the precision's own (`edge_ad.exporters.parity.TOLERANCES`).
         overwrite: replace an existing bundle, or an empty folder; anything else stays.
     """
 
@@ -107,6 +107,7 @@ class ExportOptions:
     precision: Precision = Precision.INT8
     accuracy_drop: float | None = None
     parity_tolerance: float | None = None
+    rank_correlation: float | None = None
     overwrite: bool = False
 
 
@@ -341,9 +342,10 @@ def _prove(
             )
         results[parity.execution_precision] = exported, parity
     (exported, exact), *others = results.values()
-    check_parity(exact, options.precision, options.parity_tolerance)
+    limits = options.precision, options.parity_tolerance, options.rank_correlation
+    check_parity(exact, *limits)
     for _, parity in others:
-        if reason := shortfall(parity, options.precision, options.parity_tolerance):
+        if reason := shortfall(parity, *limits):
             _LOGGER.warning(
                 "warning: %s, which is this device's default: run the bundle with --precision f32, that is "
                 'edge_ad.load(..., precision="f32")',

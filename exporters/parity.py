@@ -111,14 +111,18 @@ def _ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
     return mean_ranks[index]
 
 
-def shortfall(parity: Parity, precision: Precision, tolerance: float | None = None) -> str | None:
-    """Where maps or ranks differ by more than ``tolerance`` (of `TOLERANCES` where None): by how much. Else None.
+def shortfall(
+    parity: Parity, precision: Precision, tolerance: float | None = None, rank: float | None = None
+) -> str | None:
+    """Where maps differ by more than ``tolerance``, or ranks correlate by less than ``rank``: by how much. Else None.
 
-    What ran in less than float32 may differ by as much as int8, whatever ``precision`` is stored.
+    Where these are None, `TOLERANCES` says. What ran in less than float32 may differ by as much as int8, whatever
+    ``precision`` is stored.
     """
     is_exact = parity.execution_precision == ExecutionPrecision.F32
     allowed, least_rank = TOLERANCES[precision if is_exact else Precision.INT8]
     allowed = allowed if tolerance is None else tolerance
+    least_rank = least_rank if rank is None else rank
     if not parity.map_max_rel <= allowed:
         return (
             f"{precision} maps differ from the trained model's by {parity.map_max_rel:.2e} of their range, "
@@ -133,10 +137,15 @@ def shortfall(parity: Parity, precision: Precision, tolerance: float | None = No
     return None
 
 
-def check_parity(parity: Parity, precision: Precision, tolerance: float | None = None) -> None:
+def check_parity(
+    parity: Parity, precision: Precision, tolerance: float | None = None, rank: float | None = None
+) -> None:
     """Raise `ParityError` where there is a `shortfall`."""
-    if reason := shortfall(parity, precision, tolerance):
-        raise ParityError(f"{reason}; try another --precision, more calibration images, or state --parity-tolerance")
+    if reason := shortfall(parity, precision, tolerance, rank):
+        raise ParityError(
+            f"{reason}; train longer, try another --precision or more calibration images, or set other limits by "
+            "--parity-tolerance and --rank-correlation"
+        )
 
 
 def check_accuracy(

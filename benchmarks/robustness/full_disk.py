@@ -77,7 +77,7 @@ def survives(command: Command, disk: Path, room_bytes: int, log: Path) -> bool:
         ["mount", "-t", "tmpfs", "-o", f"size={max(room_bytes // 4096, 1) * 4096}", "edge-ad", disk], check=True
     )
     try:
-        code, said = run(command.arguments, log), log.read_text()
+        code, said = run(command.arguments, log), log.read_text(encoding="utf-8")
         hidden = [name for name in contents(disk) if any(part.startswith(".") for part in name.split("/"))]
         whole = command.name != "export" or not command.folder.exists()
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)

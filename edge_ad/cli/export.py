@@ -40,6 +40,11 @@ from edge_ad.cli.options import AmountType, choice
 @click.option(
     "--parity-tolerance", type=AmountType(), help="Largest map error, of the map's range.  [default: by precision]"
 )
+@click.option(
+    "--rank-correlation",
+    type=click.FloatRange(-1, 1),
+    help="Least rank correlation of scores, exported and trained.  [default: by precision]",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle folder.")
 @click.pass_obj
@@ -51,6 +56,7 @@ def command(
     calibration: Path | None,
     accuracy_drop: float | None,
     parity_tolerance: float | None,
+    rank_correlation: float | None,
     overwrite: bool,
     output: Path,
 ) -> None:
@@ -67,7 +73,9 @@ def command(
     from edge_ad.training.trainer import run_images
 
     folder = RunFolder.open(run)
-    options = ExportOptions(Format(graph_format), Precision(precision), accuracy_drop, parity_tolerance, overwrite)
+    options = ExportOptions(
+        Format(graph_format), Precision(precision), accuracy_drop, parity_tolerance, rank_correlation, overwrite
+    )
     with terminal_progress(not obj["quiet"]) as progress:
         images = run_images(folder, calibration, progress=progress)
         manifest = export_run(folder, images, output, options, progress)

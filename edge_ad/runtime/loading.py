@@ -51,7 +51,9 @@ def load(
         threads: of inference on the CPU. Where None OpenVINO's choice; in ONNX Runtime one per CPU that the process may
             use.
         cache_dir: where OpenVINO and TensorRT keep compiled graphs, so that the next start is quick. What lies there
-            runs unchecked: let nobody write to it who may not write to this program.
+            runs unchecked: let nobody write to it who may not write to this program. While it is read or written here,
+            OpenVINO sets the locale of the whole process to "C": other threads that open text files should say how
+            they are encoded.
         require_signature: file of the Ed25519 public key (PEM) by which the bundle must be signed (``edge-ad sign``);
             that of the environment's EDGE_AD_REQUIRE_SIGNATURE where None, so that a line requires it once for all.
         self_test: run the golden images first, and compare their scores with the exporter's: see `verify_bundle`.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from edge_ad.runtime.session import ExecutionPrecision, Handle, Session, TensorS
 
 ENGINE = "OpenVINO"
 _PRECISIONS = {"FP32": "f32", "BF16": "bf16", "FP16": "f16"}  # OpenVINO's capability names
+_CACHE_LOCK = Lock()
 
 
 @cache
@@ -210,7 +213,10 @@ def _compile(graph: GraphFiles, target: Target, aside: bool, folder: Path | None
     if target.device == "CPU":  # others would copy what is brought to the device at every inference
         program = make_program(core(), graph, model, target.config["INFERENCE_PRECISION_HINT"])
     model.reshape(batched)
-    compiled = core().compile_model(model, target.device, dict(target.config))
+    # While it reads or writes its cache, OpenVINO sets the locale of the whole process to "C", and then back to what it
+    # found: two threads at once would leave it at "C", where Python opens text files as ASCII unless told otherwise.
+    with _CACHE_LOCK if "CACHE_DIR" in target.config else nullcontext():
+        compiled = core().compile_model(model, target.device, dict(target.config))
     if program is None:
         return OpenvinoSession(compiled, weights)
     constants = program.constants_of(graph, aside=aside, folder=folder)

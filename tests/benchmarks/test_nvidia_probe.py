@@ -38,7 +38,7 @@ def test_facts_of_a_gpu(nvidia_smi: Path) -> None:
 
 def test_a_gpu_that_is_not_there(nvidia_smi: Path) -> None:
     assert nvidia_probe.full_name("CUDA") is nvidia_probe.driver("CUDA") is nvidia_probe.memory_bytes("CUDA") is None
-    nvidia_smi.write_text("#!/bin/sh\necho 'Field \"pid\" is not valid'\n")
+    nvidia_smi.write_text("#!/bin/sh\necho 'Field \"pid\" is not valid'\n", encoding="utf-8")
     assert nvidia_probe.memory_bytes("CUDA:1") is None
     nvidia_smi.unlink()
     assert nvidia_probe.full_name("CUDA:1") is None

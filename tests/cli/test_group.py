@@ -168,7 +168,7 @@ def test_quiet_silences_remarks(run, tiny_bundle, images, tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
 def test_a_full_disk_behind_stdout_is_one_line():
-    with Path("/dev/full").open("w") as full:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
         process = _edge_ad("devices", stdout=full)
     assert process.communicate()[1] == "error: output: No space left on device\n"
     assert process.returncode == 1

@@ -206,11 +206,11 @@ def test_every_option_of_export_reaches_its_work(run, trained: Path, tmp_path: P
     monkeypatch.setattr(export, "export_run", export_run)
     options = (
         *("--format", "onnx", "--precision", "fp16", "--accuracy-drop", 0.25, "--parity-tolerance", 0.5),
-        "--overwrite",
+        *("--rank-correlation", 0.75, "--overwrite"),
     )
     outcome = run("export", trained, *options, "-o", tmp_path / "bundle")
     assert outcome.code == 0, outcome.err
-    expected = export.ExportOptions(Format.ONNX, Precision.FP16, 0.25, 0.5, overwrite=True)
+    expected = export.ExportOptions(Format.ONNX, Precision.FP16, 0.25, 0.5, 0.75, overwrite=True)
     assert given == [trained, tmp_path / "bundle", expected]
     monkeypatch.setenv("EDGE_AD_REQUIRE_SIGNATURE", "release.pub")
     assert run("export", trained, "-o", "bundle").err == "bundle is not signed: edge-ad sign\n"
@@ -369,8 +369,8 @@ def bad_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_png(Path("mixed/train/good/2.png"), grey[:40])
     whole = Path("truncated/train/good/3.png")
     whole.write_bytes(whole.read_bytes()[:-30])
-    Path("text/train/good/4.png").write_text("not a picture")
-    Path("text.safetensors").write_text("not tensors")
+    Path("text/train/good/4.png").write_text("not a picture", encoding="utf-8")
+    Path("text.safetensors").write_text("not tensors", encoding="utf-8")
     from torch import zeros
 
     save_file({"a": zeros(3)}, "other.safetensors")

@@ -427,6 +427,7 @@ def left_in(folder):
     ("options", "error", "message"),
     [
         (replace(FP16, parity_tolerance=0.0, overwrite=True), ParityError, "fp16 maps differ from the trained model's"),
+        (replace(FP16, rank_correlation=1.01, overwrite=True), ParityError, r"at least 1\.01 wanted"),
         (replace(FP16, accuracy_drop=-1.5, overwrite=True), AccuracyDropError, r"more than --accuracy-drop -1\.5"),
     ],
 )

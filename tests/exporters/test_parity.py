@@ -111,7 +111,7 @@ GATES = {Precision.FP32: (0.001, 0.999), Precision.FP16: (0.01, 0.99), Precision
 def test_gates(precision):
     allowed, rank = GATES[precision]
     check_parity(replace(PERFECT, map_max_rel=allowed, score_rank_correlation=rank), precision)
-    with pytest.raises(ParityError, match=rf"{precision} maps differ .* more than {allowed:g} \(run in f32\); try"):
+    with pytest.raises(ParityError, match=rf"{precision} maps differ .* more than {allowed:g} \(run in f32\); train"):
         check_parity(replace(PERFECT, map_max_rel=allowed * 1.01), precision)
     with pytest.raises(ParityError, match=rf"{precision} scores rank 16 images differently .* at least {rank} wanted"):
         check_parity(replace(PERFECT, score_rank_correlation=rank - 0.001), precision)
@@ -129,6 +129,10 @@ def test_a_tolerance_of_ones_own():
     check_parity(parity, Precision.FP32, 0.02)
     with pytest.raises(ParityError, match=r"more than 0\.019"):
         check_parity(parity, Precision.INT8, 0.019)
+    ranked = replace(PERFECT, score_rank_correlation=0.8)
+    check_parity(ranked, Precision.FP32, None, 0.8)
+    with pytest.raises(ParityError, match=r"at least 0\.81 wanted.*--rank-correlation"):
+        check_parity(ranked, Precision.INT8, 1.0, 0.81)
 
 
 def test_accuracy_by_sklearn():

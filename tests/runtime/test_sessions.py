@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import locale
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -357,6 +359,26 @@ def test_cache_dir(graph: tuple[Path, Format], tmp_path: Path) -> None:
     else:
         with pytest.raises(InputError, match="ONNX Runtime keeps no compiled graphs"):
             open_session(path, graph_format, cache_dir=cache)
+
+
+def test_a_cache_leaves_the_locale_as_it_was(tmp_path: Path) -> None:
+    """OpenVINO changes the whole process's locale while it reads or writes its cache."""
+    path, _ = WRITERS[Format.OPENVINO][0](tmp_path / "shared", TILE)
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+    except locale.Error:
+        pytest.skip("no locale C.UTF-8 here")
+
+    def open_and_close(batch_size: int) -> None:
+        open_session(path, Format.OPENVINO, batch_size=batch_size, cache_dir=tmp_path / "cache").close()
+
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(open_and_close, [1, 2, 3, 4] * 10))  # write it, then read it
+        assert locale.setlocale(locale.LC_CTYPE) == "C.UTF-8"
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def test_graphs_that_cannot_be_read(tmp_path: Path) -> None:
