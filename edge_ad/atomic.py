@@ -7,12 +7,12 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,8 @@ _HAS_LOCKS = os.name != "nt"
 if sys.platform != "win32":
     import fcntl
 
-_STAGE, _OLD = ".part", ".old"  # suffixes of a folder on its way in, and on its way out
-_PART = re.compile(r"\.(\d+)-\d+\.part(\.[^.]*)?")  # a temporary file, and the process that writes it
-_NUMBERS = count()  # of this process's temporary files
+_STAGE, _OLD = ".part", ".old"  # of a file or folder on its way in, and of a folder on its way out
+_PART = re.compile(rf"\.[0-9a-f]{{8}}{re.escape(_STAGE)}(\.[^.]*)?")  # a temporary file
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux: fcntl.h, linux/fs.h
 
 
@@ -54,20 +53,15 @@ def write_file(path: Path, write: Callable[[Path], object], *, durable: bool = T
             was renamed already, and only whether it will outlast a power cut is in doubt.
     """
     path = Path(path)
-    # The suffix stays at the end: cv2.imwrite and others choose the format by it. The stem may be as long as names go.
-    temporary = path.with_name(f".{os.getpid()}-{next(_NUMBERS)}.part{path.suffix}")
-    try:
-        with writing(path):
-            make_folder(path.parent)
+    with writing(path):
+        make_folder(path.parent)
+        with _temporary_file(path) as temporary:
             write(temporary)
             if durable:
                 _flush(temporary)
             temporary.replace(path)
             if durable:
                 _flush(path.parent)
-    finally:
-        with suppress(OSError):  # where nothing could be written there is nothing to remove
-            temporary.unlink()
 
 
 def check_writable(path: Path) -> None:
@@ -105,8 +99,8 @@ def staged_folder(path: Path, *, replaces: str | None = None) -> Iterator[Path]:
     whoever reads finds the old one or the new one, whole, and so does who reads after a power cut. Elsewhere there are
     two steps, with no folder for an instant; one that was interrupted there is put back by the next call.
 
-    What a killed process left beside ``path`` is removed first; on Linux and macOS, for elsewhere nothing tells it from
-    what a running one writes.
+    What a killed process left beside ``path`` is removed first; where there are locks (Linux, macOS), for elsewhere
+    nothing tells it from what a running one writes.
 
     Args:
         path: the folder.
@@ -148,12 +142,12 @@ def staged_folder(path: Path, *, replaces: str | None = None) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what `write_file` of processes that are no more has left anywhere below ``folder``."""
-    for file in Path(folder).rglob(".*.part*"):
-        match = _PART.fullmatch(file.name)
-        if match and file.is_file() and not _is_running(int(match[1])):
-            with suppress(OSError):  # what cannot be removed does no harm
-                file.unlink()
+    """Remove what a killed `write_file` has left anywhere below ``folder``, where there are locks (Linux, macOS)."""
+    for file in Path(folder).rglob(f".*{_STAGE}*"):
+        if _PART.fullmatch(file.name) and file.is_file():
+            with suppress(OSError), _try_lock(file) as is_free:  # what cannot be removed does no harm
+                if is_free:
+                    file.unlink()
 
 
 def try_folder(path: Path) -> None:
@@ -189,8 +183,12 @@ def _recover(path: Path) -> None:
     for leftover in sorted(each for each in path.parent.iterdir() if mine.fullmatch(each.name)):
         if leftover.suffix == _OLD and not path.exists():
             leftover.rename(path)
-        elif leftover.suffix == _OLD or (leftover.suffix == _STAGE and _is_free(leftover)):
+        elif leftover.suffix == _OLD:
             shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            with _try_lock(leftover) as is_free:
+                if is_free:
+                    shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -205,11 +203,33 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(one))
 
 
-def _lock(folder: Path) -> int | None:
-    """A handle that keeps ``folder`` locked until it is closed or its process ends; None where there are no locks."""
+@contextmanager
+def _temporary_file(path: Path) -> Iterator[Path]:
+    """A new file beside ``path``, locked and in the end removed, unless it was renamed."""
+    lock = None
+    while True:
+        # The suffix stays at the end: cv2.imwrite and others choose the format by it. The stem may be as long as names go
+        temporary = path.with_name(f".{secrets.token_hex(4)}{_STAGE}{path.suffix}")
+        temporary.touch(exist_ok=False)
+        with suppress(FileNotFoundError):
+            lock = _lock(temporary)
+            if lock is None or os.fstat(lock).st_nlink:
+                break
+            os.close(lock)  # `remove_leftovers` had it first
+    try:
+        yield temporary
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(path: Path) -> int | None:
+    """A handle that keeps ``path`` locked until it is closed or its process ends; None where there are no locks."""
     if not _HAS_LOCKS:
         return None
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     with suppress(OSError):  # some network filesystems have none
         fcntl.flock(handle, fcntl.LOCK_EX)
     return handle
@@ -226,31 +246,22 @@ def _locked(folder: Path) -> Iterator[None]:
             os.close(handle)
 
 
-def _is_free(folder: Path) -> bool:
-    """Whether no running process has locked ``folder``; False where that cannot be known."""
+@contextmanager
+def _try_lock(path: Path) -> Iterator[bool]:
+    """Whether nobody had locked ``path``, which is locked now; False where that cannot be known."""
     if not _HAS_LOCKS:
-        return False
-    handle = os.open(folder, os.O_RDONLY)
+        yield False
+        return
+    handle = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
     finally:
         os.close(handle)
-    return True
-
-
-def _is_running(process: int) -> bool:
-    """Whether there is such a process, other than this one."""
-    if process == os.getpid() or os.name == "nt":  # Windows: kill would end it
-        return process != os.getpid()
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
 
 
 def _flush(path: Path) -> None:

@@ -135,7 +135,11 @@ def check_engine(graph_format: Format) -> Check:
             got = session.fetch(session.run({"x": np.array([[-1, 0, 1, 2]], np.float32)})["y"]).tolist()
             session.close()
     except EdgeAdError as error:
-        return Check(engine.package, Status.FAIL, str(error), f"pip install --force-reinstall {engine.package}")
+        installed = " ".join(name for name in _distributions(engine.package) if installed_version(name))
+        remedy = f"pip install --force-reinstall {installed or engine.package}"
+        if " " in installed:  # they write into one folder: which files are whose nobody knows
+            remedy = f"pip uninstall {installed}, then install one of them"
+        return Check(engine.package, Status.FAIL, str(error), remedy)
     if got != [[0, 0, 1, 2]]:
         return Check(engine.package, Status.FAIL, f"computes {got} where [[0, 0, 1, 2]] is right", "report this")
     devices = ", ".join(device.name for device in module.devices())
@@ -186,8 +190,13 @@ def check_folder(name: str, folder: Path, remedy: str = "free some space, or wor
 
 
 def _engine_version(package: str) -> str:
-    names = [package, *(name for name in ENGINE_PACKAGES if name.startswith(f"{package}-"))]  # onnxruntime-gpu
-    return next((found for name in names if (found := installed_version(name))), "of unknown version")
+    versions = (found for name in _distributions(package) if (found := installed_version(name)))
+    return next(versions, "of unknown version")
+
+
+def _distributions(package: str) -> list[str]:
+    """What installs ``package``: onnxruntime, or onnxruntime-gpu."""
+    return [package, *(name for name in ENGINE_PACKAGES if name.startswith(f"{package}-"))]
 
 
 def _is_installed(graph_format: Format) -> bool:

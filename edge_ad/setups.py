@@ -157,10 +157,13 @@ def make_setup(
     }
     given = {key: value for key, value in changes.items() if value is not None}
     if image_size is not None and named.tile_size == named.image_size and tile_size is None:
-        if stride is not None:
-            raise GeometryError(f"{name} has one tile, which has no stride; give a tile size, or leave the stride out")
         given |= {"tile_size": image_size, "stride": image_size}  # a single model stays one
     setup = replace(named, **given)  # type: ignore[arg-type]
+    if stride is not None and len(setup.grid) == 1:
+        raise GeometryError(
+            f"{format_size(setup.image_size)} has one tile, which has no stride; give a smaller tile size, or leave the "
+            "stride out"
+        )
     replace(setup, extractor_scope=extractor_scope).model_locations  # noqa: B018 - raises where they make no grid
     known = (other for other in SETUPS.values() if replace(setup, name=other.name) == other)
     found = next(known, replace(setup, name="custom"))

@@ -72,12 +72,14 @@ class Writer:
     """How a format converts a torch graph and writes the result; ``write`` returns the files, the one to open first.
 
     ``channels_last`` turns feature maps to the order its engine computes in, None where it computes channels first.
+    ``halve_arithmetic`` makes a graph compute in half precision, None where its engine is told so when it loads one.
     ``multiplies_int8``: whether its engine multiplies matrices in int8 where `TileModel.in_int8` asks for it.
     """
 
     convert: Callable[[TorchGraph], Any]
     write: Callable[..., tuple[Path, ...]]
     channels_last: Callable[[Any, Collection[str]], Any] | None
+    halve_arithmetic: Callable[[Any], Any] | None
     multiplies_int8: bool
 
     def turned(self, model: TileModel) -> tuple[str, ...]:
@@ -87,8 +89,10 @@ class Writer:
 
 
 WRITERS = {
-    Format.OPENVINO: Writer(openvino_ir.convert, openvino_ir.write, openvino_ir.channels_last, multiplies_int8=True),
-    Format.ONNX: Writer(onnx_graph.convert, onnx_graph.write, channels_last=None, multiplies_int8=False),
+    Format.OPENVINO: Writer(
+        openvino_ir.convert, openvino_ir.write, openvino_ir.channels_last, halve_arithmetic=None, multiplies_int8=True
+    ),
+    Format.ONNX: Writer(onnx_graph.convert, onnx_graph.write, None, onnx_graph.halve_arithmetic, multiplies_int8=False),
 }
 
 
@@ -258,11 +262,13 @@ class _Graphs:
         """Stored in ``precision``; bundles of fp16 also compute in it, but for what is to ``keep_f32``."""
         if self.writer.channels_last and self.turned:
             converted = self.writer.channels_last(converted, self.turned)
+        half = precision is not Precision.FP32
+        if self.writer.halve_arithmetic and self.options.precision is Precision.FP16 and not keep_f32:
+            converted, half = self.writer.halve_arithmetic(converted), False  # its constants are half already
         files = self.writer.write(
             converted,
             self.stage / "graphs" / (location.name if location else "shared"),
-            half=precision is not Precision.FP32,
-            half_arithmetic=self.options.precision is Precision.FP16 and not keep_f32,
+            half=half,
         )
         return Graph(
             role=Role.HEAD if location else Role.SHARED,

@@ -49,18 +49,15 @@ def _dynamic_batch(graph: TorchGraph, batch: Any) -> tuple[Any, ...]:
     return shapes if named == len(arguments) else (*shapes[:named], shapes[named:])
 
 
-def write(model: onnx.ModelProto, stem: Path, *, half: bool, half_arithmetic: bool = False) -> tuple[Path, ...]:
+def write(model: onnx.ModelProto, stem: Path, *, half: bool) -> tuple[Path, ...]:
     """Write one self-contained ``stem``.onnx (protobuf bounds it to 2 GB) and return it.
 
     Args:
         model: the graph; changed where ``half``.
         stem: path without suffix.
         half: store float32 weights in half precision, see `halve_storage`.
-        half_arithmetic: compute in half precision as well, see `halve_arithmetic`.
     """
-    if half_arithmetic:
-        model = halve_arithmetic(model)
-    elif half:
+    if half:
         halve_storage(model)
     path = stem.with_suffix(".onnx")
     onnx.save_model(model, path, save_as_external_data=False)

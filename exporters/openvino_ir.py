@@ -40,7 +40,7 @@ def channels_last(model: ov.Model, names: Collection[str]) -> ov.Model:
     return steps.build()
 
 
-def write(model: ov.Model, stem: Path, *, half: bool, half_arithmetic: bool = False) -> tuple[Path, ...]:
+def write(model: ov.Model, stem: Path, *, half: bool) -> tuple[Path, ...]:
     """Write ``stem``.xml and .bin and return both.
 
     Args:
@@ -48,7 +48,6 @@ def write(model: ov.Model, stem: Path, *, half: bool, half_arithmetic: bool = Fa
         stem: path without suffix.
         half: store float constants in half precision. openvino.save_model does so unless told otherwise, which would
             make an "fp32" export something else.
-        half_arithmetic: nothing is done for it: the engine computes every graph in the precision asked of the device.
     """
     path = stem.with_suffix(".xml")
     try:

@@ -205,25 +205,36 @@ def test_what_was_left_of_a_longer_name_is_not_ours(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".bolt.edgead.old", "bolt", "bolt.edgead"]
 
 
-def test_leftovers_of_dead_processes_are_removed(tmp_path):
-    ended = os.fork()
-    if ended == 0:
-        os._exit(0)
-    os.waitpid(ended, 0)
+def test_what_is_being_written_is_no_leftover(tmp_path):
+    """By this process or any other, in this container or another one of the same folder: whoever writes has a lock."""
     (tmp_path / "sub").mkdir()
-    parent = os.getppid()  # runs
-    for name in (
-        f".{ended}-0.part.json",
-        f"sub/.{ended}-11.part",
-        f".{os.getpid()}-2.part.png",
-        f".{parent}-0.part.json",
-    ):
+    others = [".hidden.part.json", "0123abcd.part.json", ".0123abcd.part.tar.gz", ".0123abcx.part"]
+    for name in (*others, ".0123abcd.part.json", "sub/.01234567.part"):
         (tmp_path / name).touch()
-    for name in (".hidden.part.json", "1-1.part.json", ".x-1.part.json"):
-        (tmp_path / name).touch()
-    atomic.remove_leftovers(tmp_path)
-    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {f".{parent}-0.part.json", ".hidden.part.json", "1-1.part.json", ".x-1.part.json"}
+
+    def write(temporary):
+        temporary.write_text("new")
+        atomic.remove_leftovers(tmp_path)
+        assert temporary.read_text() == "new"
+
+    atomic.write_file(tmp_path / "sub" / "a.json", write)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted([*others, "a.json"])
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_file_that_is_taken_for_a_leftover_before_it_is_locked(tmp_path, monkeypatch, is_open):
+    lock = atomic._lock
+
+    def lock_late(path):
+        monkeypatch.setattr(atomic, "_lock", lock)
+        handle = os.open(path, os.O_RDONLY) if is_open else None
+        atomic.remove_leftovers(tmp_path)
+        assert not path.exists()
+        return lock(path) if handle is None else handle
+
+    monkeypatch.setattr(atomic, "_lock", lock_late)
+    atomic.write_text(tmp_path / "a.json", "new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.json": "new"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
@@ -255,7 +266,7 @@ def test_what_is_flushed(tmp_path, monkeypatch):
     atomic.write_text(tmp_path / "a" / "b" / "c.txt", "x")
     names = [path.relative_to(tmp_path).as_posix() for path in flushed]
     temporary = names.pop(2)
-    assert re.fullmatch(rf"a/b/\.{os.getpid()}-\d+\.part\.txt", temporary)
+    assert re.fullmatch(r"a/b/\.[0-9a-f]{8}\.part\.txt", temporary)
     assert names == ["a", ".", "a/b"]
     flushed.clear()
     atomic.write_bytes(tmp_path / "a" / "b" / "d.png", b"x", durable=False)

@@ -27,6 +27,26 @@ def test_reports_an_engine_that_does_not_load(monkeypatch):
     assert check.remedy == "pip install --force-reinstall openvino"
 
 
+@pytest.mark.parametrize(
+    ("installed", "remedy"),
+    [
+        (["onnxruntime"], "pip install --force-reinstall onnxruntime"),
+        (["onnxruntime-gpu"], "pip install --force-reinstall onnxruntime-gpu"),
+        (
+            ["onnxruntime", "onnxruntime-gpu"],
+            "pip uninstall onnxruntime onnxruntime-gpu, then install one of them",
+        ),
+    ],
+)
+def test_a_gpu_box_keeps_its_gpu_engine(monkeypatch, installed, remedy):
+    def import_engine(graph_format):
+        raise EngineMissingError("damaged")
+
+    monkeypatch.setattr(doctor, "import_engine", import_engine)
+    monkeypatch.setattr(doctor, "installed_version", lambda name: "1.2" if name in installed else None)
+    assert doctor.check_engine(Format.ONNX).remedy == remedy
+
+
 def test_reports_an_engine_that_computes_wrongly(monkeypatch):
     monkeypatch.setitem(doctor.TINY_GRAPHS, Format.OPENVINO, ("t.xml", doctor.TINY_IR.replace("ReLU", "Abs").encode()))
     check = doctor.check_engine(Format.OPENVINO)

@@ -62,5 +62,10 @@ def test_errors():
         make_setup("ens9", image_size=(128, 512))
     with pytest.raises(StrideTooLargeError):
         make_setup("ens9", stride=(300, 128))
-    with pytest.raises(GeometryError, match="sm512 has one tile, which has no stride"):
-        make_setup("sm512", image_size=(1024, 1024), stride=(256, 256))
+    for given in (
+        {"name": "sm512", "image_size": (1024, 1024)},
+        {"name": "sm512"},
+        {"image_size": (256, 256), "tile_size": (256, 256)},
+    ):
+        with pytest.raises(GeometryError, match="has one tile, which has no stride; give a smaller tile size"):
+            make_setup(**given, stride=(256, 256))

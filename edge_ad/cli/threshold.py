@@ -79,7 +79,7 @@ def command(
     manifest = merged_by(old, ScoreMerge(score_merge)) if score_merge else old
     read_as = pixel_format(old.input, bits, alpha)
     files = [[path for _, path in named_images([folder])] for folder in (good, bad) if folder]
-    if bad is None:
+    if chosen.statistic is not Statistic.F1:
         chosen.check_normal(len(files[0]))
     with staged_bundle(output, overwrite=overwrite) as stage:
         with (

@@ -88,7 +88,11 @@ BY_STEPS = ("schedule", "steps", "batch_size")  # what methods lack that fit in 
     show_default=True,
     help="Of training, and of which images are held out.",
 )
-@click.option("--held-out", type=float, default=0.15, show_default=True, help="Part of the images for thresholds.")
+@click.option(
+    "--held-out",
+    type=float,
+    help="Part of the images for thresholds.  [default: 0.15; where the data set has normal validation images, those]",
+)
 @click.option(
     "--threshold", default="sigma:3", show_default=True, help="sigma:K, quantile:Q or max, on held-out images."
 )
@@ -133,7 +137,7 @@ def command(
     pairs: tuple[str, ...],
     device: str,
     seed: int,
-    held_out: float,
+    held_out: float | None,
     threshold: str,
     normalise: str,
     score_merge: str,
@@ -154,7 +158,7 @@ def command(
     from edge_ad.progress import terminal_progress
     from edge_ad.roi import Roi
     from edge_ad.setups import make_setup
-    from edge_ad.training.trainer import open_device, read_training_images, train
+    from edge_ad.training.trainer import HELD_OUT_FRACTION, open_device, read_training_images, train
 
     if ThresholdRule.parse(threshold).statistic is Statistic.F1:
         raise InputError("--threshold f1: train takes no defective images; fit it afterwards with edge-ad threshold")
@@ -169,6 +173,10 @@ def command(
     parameters = parse_parameters(kind, [*written, *pairs], seed=seed, weights=weights)
     train_on = open_device(device)
     dataset = read_dataset(data, layout, category)
+    if held_out is not None and dataset.validation:
+        raise InputError(
+            f"--held-out: {data} has {len(dataset.validation)} normal validation images, which are held out; leave it out"
+        )
     if isinstance(image_size, str):  # "native"
         image_size = common_size([sample.path for sample in dataset.train])
     chosen = make_setup(
@@ -188,7 +196,7 @@ def command(
             layout=layout,
             category=category,
             seed=seed,
-            held_out=held_out,
+            held_out=HELD_OUT_FRACTION if held_out is None else held_out,
             pixel_format=PixelFormat(bits, Alpha(alpha)),
             roi=Roi.read(roi, chosen.image_size, size_of(dataset.train[0].path)) if roi else None,
             progress=progress,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_ad import atomic
-from edge_ad.errors import OutputWriteError, ResultsError
+from edge_ad.errors import ResultsError
 from edge_ad.experiment.record import SCHEMA_VERSION, Identity, Record, upgraded
 from edge_ad.records import from_plain, to_plain
 
@@ -38,23 +38,19 @@ class Store:
     def repair(self) -> None:
         """Cut off a torn last line, so that the next one begins on its own. Raises `OutputWriteError`."""
         if self.path.exists():
-            try:
+            with atomic.writing(self.path):
                 os.truncate(self.path, len(self._whole_lines()))
-            except OSError as error:
-                raise _write_error(self.path, error) from error
 
     def append(self, record: Record) -> None:
         """Add a line and wait until it is on disk. Raises `OutputWriteError`."""
         line = json.dumps(to_plain(record), allow_nan=False, separators=(",", ":")) + "\n"
-        try:
+        with atomic.writing(self.path):
             if not self.path.exists():
                 atomic.write_bytes(self.path, b"")  # on disk as a name too
             with self.path.open("ab") as file:
                 file.write(line.encode())
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            raise _write_error(self.path, error) from error
 
     def _whole_lines(self) -> bytes:
         content = self.path.read_bytes() if self.path.exists() else b""
@@ -75,7 +71,3 @@ def _parse(line: bytes, where: str) -> Record:
         )
     record: Record = from_plain(Record, value, where, ResultsError)
     return record
-
-
-def _write_error(path: Path, error: OSError) -> OutputWriteError:
-    return OutputWriteError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder")

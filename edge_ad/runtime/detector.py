@@ -472,8 +472,7 @@ class Detector:
 
     def _check_finite(self, values: NDArray[np.float32], *tiles: Location) -> None:
         """Raise `NonFiniteOutputError` for the model of ``tiles`` unless ``values`` are finite numbers."""
-        # A sum is finite where every term is: one pass instead of a mask.
-        if not np.isfinite(values.sum()):
+        if not _are_finite(values):
             head = self.heads[self.manifest.setup.model_of(tiles[0])]
             names = " or ".join(tile.name for tile in tiles)
             raise NonFiniteOutputError(
@@ -482,9 +481,11 @@ class Detector:
 
     def _check_merged(self, merged: NDArray[np.float32]) -> None:
         """`_check_finite` of all tiles at once: of ``merged`` (B, H, W) every pixel once, however many tiles it has."""
-        if not np.isfinite(merged.sum()) and len(bad := np.argwhere(~np.isfinite(merged))):
-            image, row, col = bad[0]
-            self._check_finite(merged[image, row, col], *self.grid.covering(row, col))
+        if not _are_finite(merged):
+            image, row, col = np.argwhere(~np.isfinite(merged))[0]
+            blank = self.manifest.setup.blank_tiles
+            tiles = [tile for tile in self.grid.covering(row, col) if tile not in blank]
+            self._check_finite(merged[image, row, col], *tiles)
 
     def _cut(self, images: NDArray[np.uint8], location: Location) -> NDArray[np.uint8]:
         """The tile (batch_size, h, w, 3) at ``location``: zero where it reaches over the image's edge.
@@ -517,3 +518,8 @@ class Detector:
                 f"expected 1 to {self.batch_size} images uint8 of {expected}, but got {images.dtype} {images.shape}"
             )
         return self.roi.paint(images) if self.roi else images
+
+
+def _are_finite(values: NDArray[np.float32]) -> bool:
+    """Sums are finite where every term is, but for the largest numbers of float32: one pass instead of a mask."""
+    return bool(np.isfinite(values.sum()) or np.isfinite(values).all())

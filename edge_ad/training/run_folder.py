@@ -100,9 +100,9 @@ class RunFolder:
         """
         path = Path(path)
         settings = replace(settings, photographs=_photographs(model))
-        atomic.remove_leftovers(path)
         if (path / "run.json").exists():
             run = cls.open(path)
+            atomic.remove_leftovers(path)
             if found := differences(to_plain(_completed(run.settings, settings)), to_plain(settings)):
                 raise RunMismatchError(
                     f"{path} was made with other settings ({'; '.join(found)}); "

@@ -39,6 +39,13 @@ def _environment(plates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLATES", str(plates))
 
 
+def test_what_is_held_out_is_not_chosen_twice(run, plates: Path, tmp_path: Path):
+    command = ("train", "--data", plates, "--layout", "loco", "--held-out", 0.3, "-o", tmp_path / "run")
+    code, _, err = run(*command)
+    assert (code, "has 2 normal validation images, which are held out; leave it out" in err) == (2, True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_figures_by_kind_are_printed_written_and_tabled(run, plates: Path, tmp_path: Path):
     config = tmp_path / "logical.toml"
     config.write_text(CONFIG)

@@ -127,6 +127,13 @@ def test_a_full_disk_is_one_known_error(store: Store, monkeypatch: pytest.Monkey
         store.append(record())
 
 
+def test_a_folder_that_cannot_be_made_is_told_once(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputWriteError) as caught:
+        Store(tmp_path / "file" / "results.jsonl").append(record())
+    assert str(caught.value).count("cannot write") == 1
+
+
 def test_a_line_tells_what_it_is_about(store: Store):
     store.append(record())
     plain = json.loads(store.path.read_text())

@@ -345,16 +345,31 @@ def test_numbers_that_are_none_name_their_tile(poison: float) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_numbers_that_are_none_name_the_tiles_that_cover_the_pixel() -> None:
-    manifest = tiny_manifest(tiny_setup(stride=(23, 29), tile_size=(31, 37), image_size=(54, 66)))
+@pytest.mark.parametrize(
+    ("blank", "names"),
+    [((), "r00_c00 or r00_c01 or r01_c00 or r01_c01"), (((0, 0),), "r00_c01 or r01_c00 or r01_c01")],
+)
+def test_numbers_that_are_none_name_the_tiles_that_cover_the_pixel(blank: tuple[Any, ...], names: str) -> None:
+    setup = tiny_setup(stride=(23, 29), tile_size=(31, 37), image_size=(54, 66))
+    manifest = tiny_manifest(replace(setup, blank_tiles=blank))
     detector = fake_detector(manifest)
     head = detector.sessions[-1]
     assert isinstance(head, FakeSession)
     head.poison = np.nan  # at row 3, column 5 of the last tile, which all four cover
-    with pytest.raises(InferenceError, match=r"tile r00_c00 or r00_c01 or r01_c00 or r01_c01: the model gave NaN"):
+    with pytest.raises(InferenceError, match=rf"tile {names}: the model gave NaN"):
         detector.raw(some_image(manifest.setup)[None])
     with pytest.raises(InferenceError, match=r"tile r01_c01: the model gave NaN"):
         detector.tiles(some_image(manifest.setup)[None])
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_numbers_whose_sum_is_none_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = tiny_manifest(merge=Merge(ScoreMerge.MAX, 0.0, 0.0))
+    detector = fake_detector(manifest)
+    monkeypatch.setattr(FakeSession, "fetch", lambda self, handle: np.full_like(handle, 1e36))
+    image = some_image(manifest.setup)[None]
+    assert {maps.max() for _, _, maps in detector.tiles(image)} == {np.float32(1e36)}
+    assert detector.raw(image).maps.max() == np.float32(1e36)
 
 
 def test_closed() -> None:
