@@ -6,12 +6,15 @@ Beside `onnxruntime_probe`, the only module of this room that imports an engine.
 from __future__ import annotations
 
 import numpy as np
-import openvino as ov
-from openvino import opset13 as ops
 
 from edge_ad.benchmarks.timing import time_interleaved
 from edge_ad.runtime.devices import listed_as
 from edge_ad.runtime.openvino_session import core
+from edge_ad.runtime.telemetry import no_telemetry
+
+with no_telemetry():
+    import openvino as ov
+    from openvino import opset13 as ops
 
 ENGINE = "OpenVINO"
 _SIDE = 1024  # a square of it in f32 is 4 MiB: compute, not memory, decides

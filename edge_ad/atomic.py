@@ -208,7 +208,7 @@ def _temporary_file(path: Path) -> Iterator[Path]:
     """A new file beside ``path``, locked and in the end removed, unless it was renamed."""
     lock = None
     while True:
-        # The suffix stays at the end: cv2.imwrite and others choose the format by it. The stem may be as long as names go
+        # The suffix stays at the end: cv2.imwrite and others choose the format by it. A stem may be as long as names go
         temporary = path.with_name(f".{secrets.token_hex(4)}{_STAGE}{path.suffix}")
         temporary.touch(exist_ok=False)
         with suppress(FileNotFoundError):

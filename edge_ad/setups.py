@@ -161,8 +161,8 @@ def make_setup(
     setup = replace(named, **given)  # type: ignore[arg-type]
     if stride is not None and len(setup.grid) == 1:
         raise GeometryError(
-            f"{format_size(setup.image_size)} has one tile, which has no stride; give a smaller tile size, or leave the "
-            "stride out"
+            f"{format_size(setup.image_size)} has one tile, which has no stride; give a smaller tile size, or leave "
+            "the stride out"
         )
     replace(setup, extractor_scope=extractor_scope).model_locations  # noqa: B018 - raises where they make no grid
     known = (other for other in SETUPS.values() if replace(setup, name=other.name) == other)

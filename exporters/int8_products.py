@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import openvino as ov
-from openvino import opset13 as op
 
 from edge_ad.methods.parts.eight_bits import LARGEST, STEP
+from edge_ad.runtime.telemetry import no_telemetry
+
+with no_telemetry():
+    import openvino as ov
+    from openvino import opset13 as op
 
 _MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze")
 

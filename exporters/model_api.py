@@ -12,15 +12,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
-from openvino import opset13 as ops
 
 from edge_ad import atomic
 from edge_ad.bundle.files import Bundle
 from edge_ad.bundle.manifest import Format, NormalisationStage, Scale, ScoreMerge
 from edge_ad.errors import InputError, OutputExistsError
+from edge_ad.exporters import ir_file
+from edge_ad.runtime.telemetry import no_telemetry
 from edge_ad.setups import ExtractorScope
 from edge_ad.tiling import Location
+
+with no_telemetry():
+    import openvino as ov
+    from openvino import opset13 as ops
 
 MODEL_INFO = {
     "model_type": "AnomalyDetection",
@@ -68,10 +72,8 @@ def write_tile(bundle: Bundle, tile: str | None, path: Path) -> Path:
     def write(temporary: Path) -> None:
         constants = temporary.with_suffix(".bin")
         try:
-            ov.save_model(model, temporary, compress_to_fp16=False)  # constants keep the bundle's own precision
+            ir_file.save(model, temporary, half=False)  # constants keep the bundle's own precision
             constants.replace(path.with_suffix(".bin"))
-        except RuntimeError as error:  # a full disk, in C++'s words
-            raise OSError(f"OpenVINO could not write {path.name}: {error}") from error
         finally:
             constants.unlink(missing_ok=True)
 

@@ -10,12 +10,15 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from edge_ad.exporters.quiet import quiet
 from edge_ad.runtime.onnxruntime_session import ARITHMETIC, BATCH_AXIS
 from edge_ad.runtime.session import ExecutionPrecision
+from edge_ad.runtime.telemetry import no_telemetry
 from edge_ad.training.torch_graph import TorchGraph
+
+with no_telemetry():
+    from onnxruntime.transformers.float16 import convert_float_to_float16
 
 OPSET = 18
 _HALVED_FROM = 1024  # elements; below, an initializer is a scalar or a shape rather than a weight

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-import openvino as ov
-from openvino.preprocess import PrePostProcessor
-
+from edge_ad.exporters import ir_file
 from edge_ad.exporters.int8_products import store_int8
-from edge_ad.exporters.telemetry import no_telemetry
+from edge_ad.runtime.telemetry import no_telemetry
 from edge_ad.training.torch_graph import TorchGraph
+
+with no_telemetry():
+    import openvino as ov
+    from openvino.preprocess import PrePostProcessor
 
 
 def convert(graph: TorchGraph) -> ov.Model:
     """An openvino.Model with the graph's tensor names, static sizes and a dynamic batch."""
-    with no_telemetry():
-        model = ov.convert_model(graph.module, example_input=graph.example(batch_size=2))
+    model = ov.convert_model(graph.module, example_input=graph.example(batch_size=2))
     for port, spec in zip(model.inputs, graph.inputs, strict=True):
         port.get_tensor().set_names({spec.name})
     for port, spec in zip(model.outputs, graph.outputs, strict=True):
@@ -46,12 +47,8 @@ def write(model: ov.Model, stem: Path, *, half: bool) -> tuple[Path, ...]:
     Args:
         model: the graph.
         stem: path without suffix.
-        half: store float constants in half precision. openvino.save_model does so unless told otherwise, which would
-            make an "fp32" export something else.
+        half: store float constants in half precision.
     """
     path = stem.with_suffix(".xml")
-    try:
-        ov.save_model(model, path, compress_to_fp16=half)
-    except RuntimeError as error:  # a full disk, in C++'s words
-        raise OSError(f"OpenVINO could not write {path.name}: {error}") from error
+    ir_file.save(model, path, half=half)
     return path, path.with_suffix(".bin")

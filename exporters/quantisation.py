@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from edge_ad.bundle.manifest import Format
 from edge_ad.exporters.quiet import quiet
 from edge_ad.exporters.sensitive import copying_convolutions, sensitive_convolutions
-from edge_ad.exporters.telemetry import no_telemetry
 from edge_ad.methods.tile_model import TileStream
+from edge_ad.runtime.telemetry import no_telemetry
 
 CALIBRATION_TILES = 300  # NNCF's own default
 HEAD_CALIBRATION_TILES = 100  # they are held with their features, 2 MB each at 256 px
@@ -85,10 +85,11 @@ def _quantise(
     model: Model, feeds: Sequence[Feeds], names: Sequence[str], types: Sequence[str], fast_correction: bool
 ) -> Model:
     """``model`` but for the operations of these names, of these types, and `RESAMPLING`."""
-    with quiet("nncf"), no_telemetry():
+    with no_telemetry():
         import nncf
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
+    with quiet("nncf"):
         quantised: Model = nncf.quantize(
             model,
             nncf.Dataset(feeds),

@@ -130,6 +130,33 @@ def test_the_table_allows_no_package_that_is_not_used(room: Room) -> None:
     assert room.third_party | set(room.in_one_file) <= used
 
 
+REPORTING = {"openvino", "onnxruntime", "nncf"}
+
+
+def reports(source: str) -> set[str]:
+    """What ``source`` imports of `REPORTING` in other places than inside `no_telemetry`, types aside."""
+    tree = ast.parse(source)
+    silent = [
+        node
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.With) and "no_telemetry()" in map(ast.unparse, node.items))
+        or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    ]
+    for node in silent:
+        node.body = []
+    return REPORTING & {module.partition(".")[0] for module in _imported(tree)}
+
+
+@pytest.mark.parametrize("room", ROOMS.values(), ids=lambda room: room.name)
+def test_what_reports_to_its_makers_is_imported_without(room: Room) -> None:
+    assert {file.name: found for file in room.files if (found := reports(file.read_text(encoding="utf-8")))} == {}
+
+
+def test_reports_are_found() -> None:
+    assert reports("import openvino as ov\nif x:\n from nncf.a import b") == {"openvino", "nncf"}
+    assert reports("with no_telemetry():\n import openvino") == set()
+
+
 def test_nothing_imports_cli() -> None:
     assert [room.name for room in ROOMS.values() if "cli" in room.rooms] == ["cli"]
 

@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,6 +33,7 @@ from edge_ad.errors import (
     MissingFileError,
     OutputWriteError,
 )
+from edge_ad.workers import Workers
 
 MANIFEST_NAME = "manifest.json"
 SIGNATURE_NAME = "manifest.sig"
@@ -223,9 +224,9 @@ def check_unchanged(root: Path, entries: Iterable[FileEntry]) -> None:
     def check(entry: FileEntry) -> None:
         _check_sum(root, entry, sha256_file(root / entry.path))
 
-    with ThreadPoolExecutor(HASHING_THREADS) as threads:
-        for _ in threads.map(check, entries):
-            pass
+    with Workers(HASHING_THREADS, "edge-ad-hashing") as threads:
+        for checked in [threads.submit(partial(check, entry)) for entry in entries]:
+            checked.result()
 
 
 def read_graph(root: Path, graph: Graph, graph_format: Format) -> GraphFiles:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import Self
 from edge_ad.bundle.files import read_graph
 from edge_ad.bundle.graph_files import GraphFiles
 from edge_ad.bundle.manifest import Graph, Manifest
+from edge_ad.workers import Workers
 
 
 class GraphReader:
@@ -26,7 +28,7 @@ class GraphReader:
         self._root = root
         self._format = manifest.format
         self._graphs = manifest.in_running_order
-        self._pool = ThreadPoolExecutor(1, "edge-ad-reader") if ahead else None
+        self._thread = Workers(1, "edge-ad-reader") if ahead else None
         self._ahead: tuple[Graph, Future[GraphFiles]] | None = None
         self._lock = Lock()
 
@@ -36,16 +38,17 @@ class GraphReader:
             ahead, self._ahead = self._ahead, None
             files = ahead[1].result() if ahead and ahead[0] is graph else read_graph(self._root, graph, self._format)
             following = self._graphs.index(graph) + 1
-            if self._pool and following < len(self._graphs):
+            if self._thread and following < len(self._graphs):
                 after = self._graphs[following]
-                self._ahead = after, self._pool.submit(read_graph, self._root, after, self._format)
+                self._ahead = after, self._thread.submit(partial(read_graph, self._root, after, self._format))
             return files
 
     def close(self) -> None:
         """End the thread. Idempotent."""
-        if self._pool:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-        self._pool = self._ahead = None
+        with self._lock:
+            thread, self._thread, self._ahead = self._thread, None, None
+        if thread:
+            thread.close()
 
     def __enter__(self) -> Self:
         return self

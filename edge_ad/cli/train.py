@@ -175,7 +175,8 @@ def command(
     dataset = read_dataset(data, layout, category)
     if held_out is not None and dataset.validation:
         raise InputError(
-            f"--held-out: {data} has {len(dataset.validation)} normal validation images, which are held out; leave it out"
+            f"--held-out: {data} has {len(dataset.validation)} normal validation images, which are held out; "
+            "leave the option out"
         )
     if isinstance(image_size, str):  # "native"
         image_size = common_size([sample.path for sample in dataset.train])

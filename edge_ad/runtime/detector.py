@@ -5,9 +5,11 @@ Symbols: B batch, H, W image size, h, w tile size, T tiles.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -46,6 +48,7 @@ from edge_ad.runtime.stopwatch import Stopwatch
 from edge_ad.runtime.stream import Stream, StreamOptions, close_streams
 from edge_ad.setups import ExtractorScope
 from edge_ad.tiling import WHOLE, Location, MapMerger, Size
+from edge_ad.workers import finish, under_way
 
 CLOSE_TIMEOUT_S = 30.0  # above any call's time
 
@@ -105,7 +108,7 @@ class Detector:
         self._pid = os.getpid()
         self._misfit_told = False
         # Shared with the copies of `with_normalisation`:
-        self._lock = threading.RLock()
+        self._turn = _Turn()
         self._closed = threading.Event()
         self._ledger = Ledger()
 
@@ -171,10 +174,11 @@ class Detector:
 
     def infer(self, frame: NDArray[Any], *, color: Color | str, bits: int | None, watch: Stopwatch) -> RawResult:
         """The first half of a call, which needs the engine: as `raw`, but neither smoothed nor fused."""
-        image = to_image(frame, color, bits, self.image_size)
-        self.check_proportions((frame.shape[0], frame.shape[1]))
-        watch.lap("convert")
-        return self._merge_tiles(image[None], watch)
+        with under_way():
+            image = to_image(frame, color, bits, self.image_size)
+            self.check_proportions((frame.shape[0], frame.shape[1]))
+            watch.lap("convert")
+            return self._merge_tiles(image[None], watch)
 
     def conclude(
         self,
@@ -187,7 +191,8 @@ class Detector:
         frame_id: int | str | None,
     ) -> Result:
         """The second half, which any thread may do: smooths the seams of ``raw`` in place, fuses, and judges."""
-        raw = self._finish(raw, watch)
+        with under_way():
+            raw = self._finish(raw, watch)
         score, raw_map = float(raw.scores[0]), raw.maps[0]
         norm = self.manifest.normalisation
         if norm.stage is NormalisationStage.NONE:
@@ -233,17 +238,17 @@ class Detector:
             InferenceError: as for one frame.
         """
         watch = Stopwatch()
-        return self._finish(self._merge_tiles(images, watch), watch)
+        with under_way():
+            return self._finish(self._merge_tiles(images, watch), watch)
 
     def tiles(self, images: NDArray[np.uint8]) -> list[tuple[Location, NDArray[np.float32], NDArray[np.float32]]]:
         """Of every tile that is run, in grid order, location, scores (B,) and maps (B, h, w) as the model gave them.
 
         They are copies. Args and errors as in `raw`.
         """
-        self._check_process()
         count = len(images)
         found = []
-        with self._lock:
+        with under_way(), self._call():
             for location, scores, maps in self._run_tiles(self._seen(images), Stopwatch()):
                 self._check_finite(maps[:count], location)
                 found.append((location, scores[:count].copy(), maps[:count].copy()))
@@ -330,20 +335,26 @@ class Detector:
         """End its streams, and free the sessions once the call in progress has ended. Idempotent.
 
         A call that does not come back in `CLOSE_TIMEOUT_S`, since the engine hangs, is left behind with its session.
-        A forked child frees nothing.
+        A call of this thread, which a signal's handler interrupts to close the detector, ends first, and then frees
+        them. A forked child frees nothing.
         """
         if os.getpid() != self._pid:
             return
         self._closed.set()
         close_streams(self._ledger, DetectorClosedError("the detector was closed while its stream was read"))
-        if not self._lock.acquire(timeout=CLOSE_TIMEOUT_S):
+        if self._turn.is_mine:
+            return
+        if not self._turn.take(CLOSE_TIMEOUT_S):
             LOGGER.warning("the engine has not come back for %g s and is left behind", CLOSE_TIMEOUT_S)
             return
         try:
-            for session in self.sessions:
-                session.close()
+            self._close_sessions()
         finally:
-            self._lock.release()
+            self._turn.leave()
+
+    def _close_sessions(self) -> None:
+        for session in self.sessions:
+            session.close()
 
     def __reduce__(self) -> NoReturn:
         raise ForkedError("a detector cannot be sent to another process; load the bundle there")
@@ -358,8 +369,7 @@ class Detector:
 
     def _merge_tiles(self, images: NDArray[np.uint8], watch: Stopwatch) -> RawResult:
         """See `infer`."""
-        self._check_process()
-        with self._lock:
+        with self._call():
             watch.lap("wait")
             images = self._seen(images)
             norm = self.manifest.normalisation
@@ -398,6 +408,22 @@ class Detector:
             self.roi.quieten(raw.maps)
             watch.lap("roi")
         return replace(raw, timings_ms=watch.stop())
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """One call at a time."""
+        self._check_process()
+        if self._turn.is_mine:
+            raise InferenceError(
+                "this detector is in the midst of a call, which a signal's handler interrupts to call it"
+            )
+        self._turn.take()
+        try:
+            yield
+        finally:
+            if self._closed.is_set():  # by a signal's handler in this thread, or by another one, which waits
+                self._close_sessions()
+            self._turn.leave()
 
     def _new_windows(self) -> FeatureWindows | None:
         """Where the extractor sees the whole image. Raises `BundleError` where its outputs do not fit the tiles."""
@@ -501,7 +527,7 @@ class Detector:
         return self._tile
 
     def _check_process(self) -> None:
-        """Before the lock is taken: at the fork, a thread that is not in the child may have held it."""
+        """Before the turn is taken: at the fork, a thread that is not in the child may have had it."""
         if os.getpid() != self._pid:
             raise ForkedError(
                 "this detector was loaded before the process was forked, and the engine's threads are not in the "
@@ -523,3 +549,36 @@ class Detector:
 def _are_finite(values: NDArray[np.float32]) -> bool:
     """Sums are finite where every term is, but for the largest numbers of float32: one pass instead of a mask."""
     return bool(np.isfinite(values.sum()) or np.isfinite(values).all())
+
+
+class _Turn:
+    """Whose turn it is to use the sessions: one thread's at a time, which is known."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: int | None = None
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread has it."""
+        return self._thread == threading.get_ident()
+
+    def take(self, timeout_s: float = -1) -> bool:
+        """Wait for it, ``timeout_s`` at most where that is not negative; False where it did not come."""
+        if not self._lock.acquire(timeout=timeout_s):
+            return False
+        self._thread = threading.get_ident()
+        return True
+
+    def leave(self) -> None:
+        """Let the next one have it."""
+        self._thread = None
+        self._lock.release()
+
+
+def _end() -> None:
+    close_streams()  # and their cameras
+    finish()
+
+
+atexit.register(_end)

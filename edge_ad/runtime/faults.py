@@ -192,7 +192,7 @@ class Ledger:
         self.whole = whole
         self._prefix = f"{name}: " if name else ""
         self._now_s = now_s
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may ask for `stats` while its thread counts
         self._counts: Counter[str] = Counter()
         self._logged_s: dict[Fault, float] = {}
         self._unlogged: Counter[Fault] = Counter()

@@ -11,10 +11,10 @@ from functools import cache
 from hashlib import sha256
 from io import StringIO
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edge_ad.bundle.graph_files import GraphFiles
@@ -29,12 +29,17 @@ from edge_ad.errors import (
 from edge_ad.runtime.devices import DeviceInfo, not_found
 from edge_ad.runtime.processor import usable_cpus
 from edge_ad.runtime.session import ExecutionPrecision, Handle, Session, TensorSpec
+from edge_ad.runtime.telemetry import no_telemetry
+
+with no_telemetry():
+    import onnxruntime as ort
 
 ENGINE = "ONNX Runtime"
 ELEMENTS_MAX = 2**31  # of one tensor: outputs are allocated before the graph runs
 BATCH_AXIS = "batch"  # the free dimension our exporter names
 ARITHMETIC = "edge_ad.arithmetic"  # metadata our exporter writes: what float parts compute in, f32 without it
 _LOGGER = logging.getLogger(__name__)
+_LIBRARIES_LOCK = Lock()
 _ERRORS = 3  # as ONNX Runtime numbers what it logs
 # "Invalid device ID: 7, must be between 0 (inclusive) and 1 (exclusive)", of either provider; the other is CUDA's own
 _NO_SUCH_GPU = re.compile(r"invalid device (id|ordinal)\b", re.IGNORECASE)
@@ -261,9 +266,14 @@ def _names() -> list[str]:
     return [info.name for info in devices()]
 
 
-@cache
 def _load_libraries() -> None:
     """CUDA and cuDNN from their Python packages, where they are installed so; the system's are found without."""
+    with _LIBRARIES_LOCK:  # two at once would leave stdout redirected
+        _load_libraries_once()
+
+
+@cache
+def _load_libraries_once() -> None:
     ort.set_default_logger_severity(_ERRORS)  # else a warning per session that CUDA is no plugin
     if hasattr(ort, "preload_dlls"):  # from 1.21 on
         with redirect_stdout(StringIO()):  # it tells there what it does not find

@@ -20,13 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset13 as op
-from openvino.op import Constant
 
 from edge_ad.bundle.graph_files import GraphFiles
 from edge_ad.errors import OutputWriteError
+from edge_ad.runtime.telemetry import no_telemetry
+
+with no_telemetry():
+    import openvino as ov
+    from openvino import opset13 as op
+    from openvino.op import Constant
 
 # Nothing with a graph inside, whose constants would be overlooked, and nothing an engine fuses with its constants.
 ELEMENTWISE = frozenset({"Add", "Subtract", "Multiply", "Divide"})

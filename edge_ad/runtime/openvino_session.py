@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from edge_ad.bundle.graph_files import GraphFiles
@@ -20,16 +20,26 @@ from edge_ad.runtime.devices import DeviceInfo, listed_as, not_found, split_devi
 from edge_ad.runtime.openvino_program import Constants, Program, make_program
 from edge_ad.runtime.processor import bf16_is_slow
 from edge_ad.runtime.session import ExecutionPrecision, Handle, Session, TensorSpec
+from edge_ad.runtime.telemetry import no_telemetry
+
+with no_telemetry():
+    import openvino as ov
 
 ENGINE = "OpenVINO"
 _PRECISIONS = {"FP32": "f32", "BF16": "bf16", "FP16": "f16"}  # OpenVINO's capability names
 _CACHE_LOCK = Lock()
+if hasattr(os, "register_at_fork"):  # a child is not to find it taken, nor another locale
+    os.register_at_fork(
+        before=_CACHE_LOCK.acquire, after_in_parent=_CACHE_LOCK.release, after_in_child=_CACHE_LOCK.release
+    )
 
 
 @cache
 def core() -> ov.Core:
     """The process's one Core. It owns the device plugins and their thread pools, which all sessions share."""
-    return ov.Core()
+    found = ov.Core()
+    found.set_property({"ENABLE_MMAP": False})  # else a session computes from the file in its cache, whoever changes it
+    return found
 
 
 def devices() -> list[DeviceInfo]:

@@ -56,7 +56,8 @@ def stay_on(cpus: set[int]) -> None:
 
 
 def _affinity() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    # The main thread's: 0 would ask for the calling thread's own, which a program may have pinned
+    return os.sched_getaffinity(os.getpid()) if hasattr(os, "sched_getaffinity") else set()
 
 
 def read_fields(path: Path) -> dict[str, str]:

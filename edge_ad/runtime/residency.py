@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edge_ad.bundle.manifest import Graph
 from edge_ad.errors import EdgeAdError, InferenceError, InputError
 from edge_ad.runtime.session import Handle, Session
+from edge_ad.workers import Workers
 
 # Bytes needed per byte of a graph's files, while it is compiled too. Measured on an int8 PaDiM ensemble in bf16: 2.2
 # loaded, 3.4 with what compiling takes for a moment (benchmarks/robustness/budget.py).
@@ -80,7 +81,7 @@ class Slot:
     def __init__(self, openers: Sequence[Callable[[], Session]]) -> None:
         self._openers = openers
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(1, "edge-ad-prefetch")
+        self._thread = Workers(1, "edge-ad-prefetch")
         self._held: tuple[int, Session] | None = None
         self._ahead: tuple[int, Future[Session]] | None = None
         self._closed = False
@@ -103,14 +104,14 @@ class Slot:
             self._held = index, session
             following = (index + 1) % len(self._openers)
             if following != index:
-                self._ahead = following, self._pool.submit(self._openers[following])
+                self._ahead = following, self._thread.submit(self._openers[following])
             return session
 
     def close(self) -> None:
         """Free what is loaded. Idempotent."""
         with self._lock:
             self._closed = True
-            self._pool.shutdown(wait=True)
+            self._thread.close()
             if self._held:
                 self._held[1].close()
             if self._ahead:
@@ -154,16 +155,19 @@ def open_together(openers: Sequence[Opener], at_once: int) -> list[Session]:
     Where one cannot be opened, all are closed, and the first error is raised.
     """
     first, *others = openers
-    sessions = [first(False)]
-    with ThreadPoolExecutor(at_once, "edge-ad-open") as pool:
-        opening = [pool.submit(opener, False) for opener in others]
-    failed = [error for future in opening if (error := future.exception())]
-    sessions += [future.result() for future in opening if not future.exception()]
-    if failed:
-        for session in sessions:
-            session.close()
-        raise failed[0]
-    return sessions
+    opened = first(False)
+    with Workers(at_once, "edge-ad-open") as threads:
+        opening = [threads.submit(partial(opener, False)) for opener in others]
+        try:
+            return [opened, *(future.result() for future in opening)]
+        except BaseException:
+            threads.close()
+            opened.close()
+            for future in opening:
+                _discard(future)
+            raise
+        finally:
+            opening.clear()  # an error's traceback holds this frame: a cycle would keep it until garbage is collected
 
 
 def open_in_turns(openers: Sequence[Opener], takers: Sequence[int]) -> list[Session]:
@@ -200,5 +204,5 @@ def _open_again(opener: Opener) -> Session:
 
 def _discard(opening: Future[Session]) -> None:
     """Wait for a graph that nobody wants any more, and close it."""
-    if not opening.exception():
+    if not opening.cancelled() and not opening.exception():
         opening.result().close()

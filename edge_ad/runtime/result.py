@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
 from typing import Any
 
 import cv2
@@ -107,10 +106,13 @@ class Result:
         height, width = (*np.shape(self.frame), 0, 0)[:2]
         return (height, width) if height and width else self.pred_mask.shape
 
-    @cached_property
+    @property
     def regions(self) -> tuple[Region, ...]:
         """Connected areas of ``pred_mask``, the highest first; computed when first asked for."""
-        return find_regions(self.pred_mask, self.anomaly_map)
+        found: tuple[Region, ...] | None = self.__dict__.get("_regions")
+        if found is None:  # `cached_property` would have one lock for all results (Python 3.11)
+            found = self.__dict__["_regions"] = find_regions(self.pred_mask, self.anomaly_map)
+        return found
 
     def regions_at(self, size: Size | None = None) -> tuple[Region, ...]:
         """`regions` in pixels of an image of (height, width) ``size``; of ``original_size`` where None.

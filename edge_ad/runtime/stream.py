@@ -11,11 +11,11 @@ Under way at any moment: ``queue_size`` frames in the queue, one in the hand of 
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
 import weakref
 from collections.abc import Generator, Iterable, Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -133,6 +133,11 @@ class Stream:
         """
         if os.getpid() != self._pid:  # its threads are not in a forked child
             return
+        for stage in reversed(self._stop(why)):
+            stage.join()
+
+    def _stop(self, why: EdgeAdError | None = None) -> list[Background[Any]]:
+        """As `close`, without the wait: the stages that end."""
         with self._lock:
             if not self._stopped.is_set():
                 self._why = why
@@ -141,8 +146,7 @@ class Stream:
         _RUNNING.pop(id(self), None)
         for stage in stages:
             stage.stop()
-        for stage in reversed(stages):
-            stage.join()
+        return stages
 
     def stats(self) -> Stats:
         """What became of this stream's frames so far, and of their faults."""
@@ -155,7 +159,8 @@ class Stream:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        if os.getpid() == self._pid:
+            self._stop()  # whoever collects garbage does not wait for a camera
 
     def _next_outcome(self) -> _Outcome:
         outcomes, frames = self._begun()
@@ -168,7 +173,7 @@ class Stream:
             return next(self._reader)
         except StopIteration:
             if self._why is not None:
-                raise self._why from None
+                raise copy(self._why) from None  # other streams raise it too, with tracebacks of their own
             raise
 
     def _begun(self) -> tuple[Background[_Outcome], Background[Captured]]:
@@ -181,7 +186,7 @@ class Stream:
         with self._lock:
             if self._stopped.is_set():
                 if self._why is not None:
-                    raise self._why
+                    raise copy(self._why)
                 raise StopIteration
             if self._outcomes is None or self._frames is None:
                 options, ledger = self._options, self._ledger
@@ -336,7 +341,3 @@ def close_streams(ledger: Ledger | None = None, why: EdgeAdError | None = None) 
         stream = found()
         if stream is not None and (ledger is None or stream._ledger.whole is ledger):
             stream.close(why)
-
-
-# Python stops threads of the interpreter while an engine runs in them, and then aborts; and cameras are to be released
-atexit.register(close_streams)

@@ -42,7 +42,7 @@ def _environment(plates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_held_out_is_not_chosen_twice(run, plates: Path, tmp_path: Path):
     command = ("train", "--data", plates, "--layout", "loco", "--held-out", 0.3, "-o", tmp_path / "run")
     code, _, err = run(*command)
-    assert (code, "has 2 normal validation images, which are held out; leave it out" in err) == (2, True)
+    assert (code, "has 2 normal validation images, which are held out; leave the option out" in err) == (2, True)
     assert not (tmp_path / "run").exists()
 
 

@@ -1,5 +1,7 @@
 """ONNX and IR against the torch module they were made from: numbers, names, batches, sizes, and what is stored."""
 
+import locale
+
 import numpy as np
 import onnx
 import openvino as ov
@@ -186,6 +188,26 @@ def test_a_full_disk_is_an_oserror(graphs, tmp_path, graph_format):
     converted = writer.convert(graphs[1])
     with file_size_limit(2_000), pytest.raises(OSError):
         writer.write(converted, tmp_path / "head", half=False)
+
+
+def test_numbers_are_written_with_a_point_whatever_the_language(graphs, tmp_path, monkeypatch):
+    """A desktop program sets its user's locale: then OpenVINO wrote "1,75" into an IR, and read it back as 1."""
+    model, before = openvino_ir.convert(graphs[1]), locale.setlocale(locale.LC_ALL)
+    save, during = ov.save_model, []
+
+    def save_model(*arguments, **options):
+        during.append(locale.setlocale(locale.LC_NUMERIC))
+        save(*arguments, **options)
+
+    monkeypatch.setattr(ov, "save_model", save_model)
+    try:
+        locale.setlocale(locale.LC_NUMERIC, "C.UTF-8")  # every other one is missing somewhere
+        openvino_ir.write(model, tmp_path / "head", half=False)
+        assert (during, locale.setlocale(locale.LC_NUMERIC)) == (["C"], "C.UTF-8")
+    except locale.Error:
+        pytest.skip("no locale C.UTF-8 here")
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def test_maps_turned_to_channels_last_are_the_same_maps(tmp_path):

@@ -86,13 +86,20 @@ def test_a_detector_closed_by_another_thread(tiny_bundle: Write) -> None:
 
 
 FORK = """
-import itertools, multiprocessing, sys, threading
+import itertools, multiprocessing, sys, threading, time
 import edge_ad
+from edge_ad.runtime import openvino_session
 from edge_ad.errors import ForkedError
 from edge_ad.imaging import read_image
 
-bundle = sys.argv[1]
+bundle, *cache = sys.argv[1:]
+cache = cache[0] if cache else None
 image = read_image(bundle + "/golden/anomalous.png")
+
+def hold(lock, taken):
+    with lock:
+        taken.set()
+        time.sleep(0.2)
 
 def use(detector, results):
     try:
@@ -108,8 +115,9 @@ def read(stream, results):
         results.put(str(error))
     stream.close()
 
-def load(results):
-    with edge_ad.load(bundle, precision="f32") as detector:
+def load(*arguments):
+    *cache, results = arguments
+    with edge_ad.load(bundle, precision="f32", cache_dir=cache[0] if cache else None) as detector:
         results.put(detector(image, color="rgb").raw_score)
 
 def ask(context, work, *arguments):
@@ -125,8 +133,9 @@ if __name__ == "__main__":
     detector = edge_ad.load(bundle, precision="f32")
     expected = detector(image, color="rgb").raw_score
     fork, spawn = (multiprocessing.get_context(how) for how in ("fork", "spawn"))
-    with detector._lock:  # as a thread in the midst of a call would hold it
-        message = ask(fork, lambda results: use(detector, results))
+    detector._turn.take()  # as a thread in the midst of a call has it
+    message = ask(fork, lambda results: use(detector, results))
+    detector._turn.leave()
     assert message.startswith("this detector was loaded before the process was forked"), message
     stream = detector.stream(itertools.repeat(image), color="rgb")
     assert next(stream).raw_score == expected
@@ -136,6 +145,11 @@ if __name__ == "__main__":
     assert next(stream).raw_score == expected  # the child's close was not ours
     stream.close()
     assert ask(fork, load) == ask(spawn, load) == expected
+    if cache:  # a graph is being compiled while the process is forked
+        taken = threading.Event()
+        threading.Thread(target=lambda: hold(openvino_session._CACHE_LOCK, taken)).start()
+        taken.wait()
+        assert ask(fork, load, cache) == expected
     try:
         spawn.Process(target=use, args=(detector, None)).start()
     except ForkedError as error:
@@ -150,6 +164,7 @@ if __name__ == "__main__":
 def test_fork_and_spawn(tiny_bundle: Write, tmp_path: Path, graph_format: Format) -> None:
     (tmp_path / "program.py").write_text(FORK)
     command = [sys.executable, str(tmp_path / "program.py"), str(tiny_bundle(graph_format=graph_format))]
+    command += [str(tmp_path / "cache")] if graph_format is Format.OPENVINO else []
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
@@ -161,3 +176,57 @@ def test_fork_and_spawn(tiny_bundle: Write, tmp_path: Path, graph_format: Format
 def test_no_pickle(tiny_bundle: Write) -> None:
     with edge_ad.load(tiny_bundle()) as detector, pytest.raises(ForkedError, match="cannot be sent to another process"):
         pickle.dumps(detector)
+
+
+DAEMON = """
+import sys, threading, time
+import edge_ad
+from edge_ad.imaging import read_image
+
+detector = edge_ad.load(sys.argv[1], threads=1)
+image = read_image(sys.argv[1] + "/golden/anomalous.png")
+calls = []
+
+def inspect():
+    while True:
+        detector(image, color="rgb")
+        calls.append(1)
+
+for _ in range(2):
+    threading.Thread(target=inspect, daemon=True).start()
+while len(calls) < 20:
+    time.sleep(0.005)
+"""
+
+
+@pytest.mark.parametrize("graph_format", Format)
+def test_a_program_ends_while_a_daemon_thread_inspects(tiny_bundle: Write, graph_format: Format) -> None:
+    """Python stops such a thread inside of the engine, which aborted the process (11 of 12 times)."""
+    bundle = tiny_bundle(graph_format=graph_format)
+    for _ in range(3):
+        ended = subprocess.run(
+            [sys.executable, "-c", DAEMON, str(bundle)], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (ended.returncode, ended.stderr) == (0, "")
+
+
+ONLY_THREADS = """
+import sys, threading
+import edge_ad
+from edge_ad.imaging import read_image
+
+def inspect():
+    threading.main_thread().join()
+    image = read_image(sys.argv[1] + "/golden/anomalous.png")
+    for budget in (None, "100KB"):
+        with edge_ad.load(sys.argv[1], memory_budget=budget) as detector:
+            print([result.verdict.value for result in detector.stream([image] * 2, color="rgb")])
+
+threading.Thread(target=inspect).start()
+"""
+
+
+def test_a_program_whose_main_thread_has_ended(tiny_bundle: Write) -> None:
+    command = [sys.executable, "-c", ONLY_THREADS, str(tiny_bundle())]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.stdout, ended.stderr) == (2 * "['normal', 'normal']\n", "")

@@ -383,6 +383,30 @@ def test_closed() -> None:
             each(some_image(manifest.setup), color="rgb")
 
 
+def test_closed_by_a_signals_handler_in_the_midst_of_a_call() -> None:
+    """Such a handler runs in the thread of the call: that ends first, and frees the sessions then."""
+    detector = fake_detector(tiny_manifest())
+    image = some_image(detector.manifest.setup)
+    expected = detector(image, color="rgb")
+    head = detector.sessions[2]
+    assert isinstance(head, FakeSession)
+    run, messages = head.run, []
+
+    def interrupted(feeds: Any) -> Any:
+        detector.close()
+        with pytest.raises(InferenceError) as caught:
+            detector(image, color="rgb")
+        messages.append(str(caught.value))
+        return run(feeds)
+
+    head.run = interrupted  # type: ignore[method-assign]
+    np.testing.assert_array_equal(detector(image, color="rgb").raw_map, expected.raw_map)
+    assert messages == ["this detector is in the midst of a call, which a signal's handler interrupts to call it"]
+    assert all(session.closed for session in detector.sessions if isinstance(session, FakeSession))
+    with pytest.raises(InferenceError, match="this detector is closed"):
+        detector(image, color="rgb")
+
+
 @pytest.mark.parametrize(
     ("which", "tensors", "name", "spec", "message"),
     [

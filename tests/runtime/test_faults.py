@@ -618,6 +618,21 @@ def test_each_stream_counts_and_logs_for_itself(caplog: pytest.LogCaptureFixture
     assert (detector.stats().results, detector.stats().faults) == (6, {Fault.NO_FRAME: 3})
 
 
+def test_a_signals_handler_may_ask_for_counts() -> None:
+    """It runs in the thread it interrupts, which may be counting."""
+    asked = []
+
+    def now_s() -> float:
+        asked.append(ledger.stats().faults)
+        return 0.0
+
+    ledger = Ledger(now_s)
+    thread = threading.Thread(target=ledger.fault, args=(Fault.FRAME, Action.SKIP, ""), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert asked == [{Fault.FRAME: 1}]
+
+
 def test_counts_from_many_threads() -> None:
     ledger = Ledger()
 

@@ -57,6 +57,29 @@ def test_threads_that_were_there_already_move_too() -> None:
     assert told[0] == "True"
 
 
+PINNED = """
+import os, threading
+from edge_ad.runtime.processor import usable_cpus
+
+def pinned():
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+    print(usable_cpus() == cpus, cpus)
+
+cpus = len(os.sched_getaffinity(0))
+thread = threading.Thread(target=pinned)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinities here")
+def test_a_pinned_thread_does_not_count_for_the_process() -> None:
+    told = subprocess.run([sys.executable, "-c", PINNED], check=True, capture_output=True, text=True).stdout.split()
+    if int(told[1]) == 1:
+        pytest.skip("one CPU is all there is")
+    assert told[0] == "True"
+
+
 def test_the_default_is_float32_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = WRITERS[Format.OPENVINO][0](tmp_path / "graph", (23, 29))[0]
     supported = openvino_session._supported_precisions("CPU")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from edge_ad.runtime.residency import (
     parse_bytes,
     turn_takers,
 )
+from edge_ad.runtime.session import Session
 
 Write = Callable[..., Path]
 
@@ -141,6 +143,21 @@ def test_of_heads_opened_together_none_stays_where_one_fails(broken: set[int]) -
     with pytest.raises(InferenceError, match="disk on fire"):
         open_together(shelf.openers(), 2)
     assert shelf.open == 0
+
+
+def test_where_one_fails_the_rest_is_not_opened() -> None:
+    shelf = _Shelf()
+    shelf.broken = {1}
+    first, failing, other, _ = shelf.openers()
+
+    def slow(aside: bool) -> Session:
+        time.sleep(0.01)
+        return other(aside)
+
+    with pytest.raises(InferenceError, match="disk on fire"):
+        open_together([first, failing, *[slow] * 50], 1)
+    assert shelf.open == 0
+    assert len(shelf.opened) < 25
 
 
 def test_heads_in_another_order() -> None:

@@ -47,6 +47,7 @@ def test_regions_of_another_size_by_hand() -> None:
     # by 1/2: columns 1.5 to 2 and 2.5 to 4, rows 1 to 1.5 and 2 to 3; areas 1/4 and 3/2
     assert set(result.regions_at((3, 4))) == {Region(2, 2, 2, 1, 2, 1.0), Region(1, 1, 1, 1, 1, 1.0)}
     assert result.regions_at() == result.regions_at((31, 37))
+    assert result.regions is result.regions
 
 
 @settings(max_examples=50)

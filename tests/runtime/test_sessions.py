@@ -381,6 +381,22 @@ def test_a_cache_leaves_the_locale_as_it_was(tmp_path: Path) -> None:
         locale.setlocale(locale.LC_ALL, before)
 
 
+def test_a_changed_cache_changes_no_running_session(tmp_path: Path) -> None:
+    path, _ = WRITERS[Format.OPENVINO][1](tmp_path / "head", TILE, *head_constants(LOCATION))
+    feeds = {"features": np.ones((1, 1, *TILE), np.float32), "image": np.full((1, *TILE, 3), 9, np.uint8)}
+
+    def score(session: Session) -> float:
+        return float(session.fetch(session.run(feeds)["pred_score"])[0])
+
+    sessions = [open_session(path, Format.OPENVINO, precision=F32, cache_dir=tmp_path / "cache") for _ in range(2)]
+    expected = score(sessions[0])
+    for blob in (tmp_path / "cache").iterdir():
+        with blob.open("r+b") as file:
+            file.write(b"\xff" * blob.stat().st_size)
+    assert [score(session) for session in sessions] == [expected] * 2
+    assert "/cache/" not in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
 def test_graphs_that_cannot_be_read(tmp_path: Path) -> None:
     # The second content of each begins well: XML of another kind, an ONNX model without a graph.
     for graph_format, name, start in (

@@ -446,8 +446,9 @@ def test_a_reader_that_waits_can_be_stopped(by: str, monkeypatch: pytest.MonkeyP
         assert next(stream, None) is None
     else:
         assert isinstance(came[1], DetectorClosedError)
-        with pytest.raises(DetectorClosedError, match="closed while its stream was read"):
+        with pytest.raises(DetectorClosedError, match="closed while its stream was read") as caught:
             next(stream)
+        assert caught.value is not came[1]  # a traceback of its own
     wait_until(lambda: not stream_threads())
 
 
