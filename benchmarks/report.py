@@ -137,7 +137,8 @@ class BenchmarkReport:
             InputError: another schema_version, or a field that is missing, unknown or of the wrong type.
         """
         if not isinstance(value, dict) or value.get("schema_version") not in READABLE:
-            raise InputError(f"benchmark report: expected an object with schema_version {SCHEMA_VERSION}")
+            readable = " or ".join(map(str, sorted(READABLE)))
+            raise InputError(f"benchmark report: expected an object with schema_version {readable}")
         stored = {key: item for key, item in value.items() if key not in ("summary", "definition", "warnings")}
         report: BenchmarkReport = from_plain(cls, stored, "benchmark report")
         return report

@@ -129,6 +129,9 @@ class TileGrid:
 
         >>> TileGrid((512, 512), (256, 256), (128, 128)).window(Location(0, 1))
         (slice(0, 256, None), slice(128, 384, None))
+
+        Raises:
+            GeometryError: no such tile.
         """
         row, col = location
         if not (0 <= row < self.rows and 0 <= col < self.cols):
@@ -177,7 +180,7 @@ class TileGrid:
     def pad(self, image: NDArray[Any]) -> NDArray[Any]:
         """Zero-pad ``image`` (H, W) or (H, W, C) to `padded_size`; the same array where nothing is missing.
 
-        For users, benchmarks and tests, as `crop`.
+        For users, benchmarks and tests, as `crop`. Raises `GeometryError` for another size than `image_size`.
         """
         if image.shape[:2] != self.image_size:
             raise GeometryError(
@@ -192,7 +195,7 @@ class TileGrid:
         """The tiles of ``image`` (H, W) or (H, W, C), row by row: views into it (or into its padded copy).
 
         With `merge` what tiling means, in plain numpy, for users, benchmarks and tests. `Detector` itself cuts tile by
-        tile into one buffer, and never pads the image for it.
+        tile into one buffer, and never pads the image for it. Raises `GeometryError` as `pad`.
         """
         padded = self.pad(image)
         for location in self.locations:

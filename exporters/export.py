@@ -35,14 +35,13 @@ from edge_ad.bundle.manifest import (
     Role,
     Scale,
 )
+from edge_ad.evaluation.evaluate import Predictions, predict
 from edge_ad.exporters import onnx_graph, openvino_ir
 from edge_ad.exporters.parity import (
-    RawOutputs,
     check_accuracy,
     check_parity,
     compare,
     plant_defects,
-    raw_outputs,
     shortfall,
 )
 from edge_ad.exporters.quantisation import calibration_tiles, head_feeds, quantise, quantise_head
@@ -331,14 +330,14 @@ def _prove(
     scaled = norm.stage is NormalisationStage.TILE or norm.fusion is not None
     scales = (norm.score if scaled else trained.score, norm.score)
     with run_detector(run, model, normalisation=norm) as detector:
-        reference = raw_outputs(detector, probes)
-    results: dict[str, tuple[RawOutputs, Parity]] = {}
+        reference = predict(detector, probes)
+    results: dict[str, tuple[Predictions, Parity]] = {}
     for step, precision in enumerate((ExecutionPrecision.F32, ExecutionPrecision.AUTO)):
         progress(step + 1, 3, f"parity: {options.format} {precision}")
         with open_detector(stage, manifest, precision=precision) as detector:
             if detector.precision in results:  # this device's default is f32
                 continue
-            exported = raw_outputs(detector, probes)
+            exported = predict(detector, probes)
             parity = compare(
                 reference,
                 exported,
@@ -370,7 +369,7 @@ def _prove(
 
 
 def _golden(
-    stage: Path, probes: NDArray[np.uint8], outputs: Sequence[RawOutputs], normal: int, norm: Normalisation
+    stage: Path, probes: NDArray[np.uint8], outputs: Sequence[Predictions], normal: int, norm: Normalisation
 ) -> tuple[Golden, ...]:
     """One of the ``normal`` first ``probes`` and one of the others: in all ``outputs`` as clear a case as there is.
 

@@ -6,14 +6,12 @@ together, and ranks would say nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_ad.bundle.manifest import Parity, Precision, Scale
 from edge_ad.errors import AccuracyDropError, ParityError
-from edge_ad.runtime.detector import Detector
+from edge_ad.evaluation.evaluate import RawOutputs
 from edge_ad.runtime.session import ExecutionPrecision
 
 # Largest error allowed, relative to the range of the reference's maps, and least rank correlation of scores. float32
@@ -27,23 +25,6 @@ TOLERANCES = {
 }
 
 ROUNDING = 1e-4  # of the range of scores: differences below it do not change ranks, near ties would
-
-
-@dataclass(frozen=True)
-class RawOutputs:
-    """Raw scores (n,) and maps (n, H, W) of a detector over some images."""
-
-    scores: NDArray[np.float32]
-    maps: NDArray[np.float32]
-
-
-def raw_outputs(detector: Detector, images: NDArray[np.uint8]) -> RawOutputs:
-    """Run ``images`` uint8 (n, H, W, 3) one by one."""
-    results = [detector.raw(image[None]) for image in images]
-    return RawOutputs(
-        np.concatenate([np.array(result.scores) for result in results]),
-        np.concatenate([np.array(result.maps) for result in results]),
-    )
 
 
 def plant_defects(

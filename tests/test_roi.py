@@ -15,10 +15,10 @@ from edge_ad.bundle.manifest import NormalisationStage, Precision
 from edge_ad.cli import main
 from edge_ad.data.layouts import read_dataset
 from edge_ad.errors import ChangedFileError, IncompleteRunError, InputError, ManifestError, RunMismatchError
+from edge_ad.evaluation.evaluate import predict
 from edge_ad.exporters import export
 from edge_ad.exporters.export import ExportOptions, export_run
 from edge_ad.exporters.model_api import write_tile
-from edge_ad.exporters.parity import raw_outputs
 from edge_ad.roi import PAINT, Roi
 from edge_ad.runtime import overlay
 from edge_ad.runtime.loading import open_detector
@@ -164,9 +164,9 @@ def test_an_export_is_proved_on_defects_that_can_be_seen(trained, tmp_path, monk
 
     def outputs(detector, probes):
         shown.append(probes)
-        return raw_outputs(detector, probes)
+        return predict(detector, probes)
 
-    monkeypatch.setattr(export, "raw_outputs", outputs)
+    monkeypatch.setattr(export, "predict", outputs)
     export_run(run, images, tmp_path / "bundle", ExportOptions(precision=Precision.FP32))
     count = len(images.held_out)
     for probes in shown:
@@ -352,7 +352,7 @@ def test_a_blank_tile_costs_nothing(with_blank_tile, capsys):
     assert manifest.shared is shared
     assert [manifest.runs_per_image(graph) for graph in (shared, *heads)] == [2, 1, 1]
     with open_detector(path, manifest) as detector:
-        detector.heads = {location: Counted(head) for location, head in detector.heads.items()}
+        detector.runner.heads = {location: Counted(head) for location, head in detector.heads.items()}
         BareRun(detector, scene(1, THREE.image_size))()
         assert [head.runs for head in detector.heads.values()] == [1, 1]
     with pytest.raises(SystemExit):

@@ -6,6 +6,7 @@ or torch yet, whose threads no child would inherit. Linux only.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -18,6 +19,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from edge_ad.errors import EdgeAdError
+
+
+_M_ARENA_MAX = -8  # malloc.h
 
 
 class Kind(StrEnum):
@@ -75,6 +79,7 @@ def _child(task: Callable[[], object], writing: int, memory_bytes: int) -> None:
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)  # else threads that meet in malloc map 64 MiB each, up to a GiB
         limit = _mapped_bytes() + memory_bytes
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

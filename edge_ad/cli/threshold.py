@@ -61,8 +61,8 @@ def command(
     from edge_ad.evaluation.operating_point import (
         fit_operating_point,
         merged_by,
-        raw_values,
         rejected,
+        summarise_files,
         write_operating_point,
     )
     from edge_ad.evaluation.thresholds import Statistic, ThresholdRule
@@ -86,7 +86,7 @@ def command(
             open_detector(found.path, manifest, device, precision=ExecutionPrecision(precision)) as detector,
             terminal_progress(not obj["quiet"]) as progress,
         ):
-            values = [raw_values(detector, paths, read_as, progress) for paths in files]
+            values = [summarise_files(detector, paths, read_as, progress) for paths in files]
         normalisation = fit_operating_point(old.normalisation, rule, *values)
         write_operating_point(found, manifest, normalisation, stage)
     compares = manifest.merge == old.merge

@@ -50,6 +50,9 @@ def write_synthetic(
         seed: the same seed gives the same images.
         size: (H, W).
         train, test_good, test_defective: number of images; defects take turns.
+
+    Raises:
+        OutputExistsError, OutputWriteError: ``folder`` exists, or cannot be written.
     """
     kinds = list(DEFECTS)
     with staged_images(folder, seed, train + test_good + test_defective, progress) as images:

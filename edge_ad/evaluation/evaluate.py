@@ -136,7 +136,7 @@ class Evaluation:
 def predict(
     predictor: Predictor, images: NDArray[np.uint8], *, batch_size: int = 1, progress: Progress = no_progress
 ) -> Predictions:
-    """Run ``images`` uint8 (N, H, W, 3) RGB, ``batch_size`` at a time."""
+    """Run ``images`` uint8 (N, H, W, 3) RGB, ``batch_size`` at a time. Raises what the predictor raises."""
     scores = np.empty(len(images), np.float32)
     maps = np.empty((len(images), *predictor.image_size), np.float32)
     ms_per_image = []

@@ -25,7 +25,7 @@ from edge_ad.runtime.loading import open_detector
 from edge_ad.runtime.session import ExecutionPrecision
 
 
-def raw_values(
+def summarise_files(
     detector: Detector,
     paths: Sequence[Path],
     pixel_format: PixelFormat = PixelFormat(),  # noqa: B008 - frozen
@@ -109,7 +109,7 @@ def write_operating_point(bundle: Bundle, merged: Manifest, normalisation: Norma
 def _scored_anew(bundle: Bundle, merged: Manifest) -> tuple[Golden, ...]:
     """The golden images of ``bundle``, scored by ``merged`` in float32 on the CPU, wherever the line runs."""
     with open_detector(bundle.path, merged, precision=ExecutionPrecision.F32) as detector:
-        scores = raw_values(detector, [bundle.file(golden.file) for golden in merged.golden]).scores.tolist()
+        scores = summarise_files(detector, [bundle.file(golden.file) for golden in merged.golden]).scores.tolist()
     scored = zip(merged.golden, scores, strict=True)
     return tuple(replace(golden, raw_score=score, score_tolerance=None) for golden, score in scored)
 

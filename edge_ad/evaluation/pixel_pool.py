@@ -30,7 +30,7 @@ NOT_COUNTED = -1  # in labels: neither a region nor normal
 
 @dataclass(frozen=True, eq=False)
 class RegionPixels:
-    """Pixels of R regions: their ``values`` (E,), and by which ``share`` (E,) each completes its own region."""
+    """The E pixels of R regions: their ``values`` (E,), and by which ``shares`` (E,) each completes its own region."""
 
     values: NDArray[np.float32]
     shares: NDArray[np.float64]

@@ -2,7 +2,7 @@
 
 Rules, as the command line takes them:
 
-``sigma:K``     mean + K standard deviations of the normal values; 2 images or more; the default, with K = 3
+``sigma:K``     mean + K standard deviations (of the n values, ddof 0) of normal images; 2 or more; default, K = 3
 ``quantile:Q``  the Q-quantile of the normal values, 0 < Q < 1; 1 / (1 - Q) images or more, so that one may lie above
 ``max``         just above the largest normal value; 2 images or more
 ``f1``          the threshold of highest F1; labelled images of both kinds

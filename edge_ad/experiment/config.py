@@ -33,6 +33,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from edge_ad.benchmarks.protocol import ITERATIONS, WARMUP
 from edge_ad.bundle.manifest import Format, Precision, ScoreMerge
 from edge_ad.data.layouts import LAYOUTS
 from edge_ad.errors import ConfigError, InputError
@@ -131,8 +132,8 @@ class SetupEntry:
 class BenchmarkEntry:
     """Counts of the timing protocol (see `edge_ad.benchmarks.protocol`); ``batch`` 0 measures no throughput."""
 
-    warmup: int = 1000
-    iterations: int = 1000
+    warmup: int = WARMUP
+    iterations: int = ITERATIONS
     batch: int | None = None
     throughput_iterations: int | None = None
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from edge_ad.errors import NonFiniteValuesError
 from edge_ad.methods.tile_model import TileStream
 
 MEMORY_BUDGET_BYTES = 2 * 1024**3  # a tile model's inputs above it are extracted anew each time
@@ -43,7 +42,7 @@ class HeadInputs:
                 self.held = tuple(
                     torch.empty((len(tiles), *part.shape[1:]), dtype=part.dtype, device=device) for part in batch
                 )
-            for whole, part in zip(self.held, _finite(batch), strict=True):
+            for whole, part in zip(self.held, batch, strict=True):
                 whole[done : done + len(part)] = part
             done += len(batch[0])
 
@@ -56,8 +55,7 @@ class HeadInputs:
         if self.held is not None:
             chosen = torch.as_tensor(indices).to(self.device, non_blocking=True)  # to wait is to drain the device
             return tuple(whole[chosen] for whole in self.held)
-        parts = _finite(self.tiles.head_inputs(indices))
-        return tuple(part.to(self.device) for part in parts)
+        return tuple(part.to(self.device) for part in self.tiles.head_inputs(indices))
 
     def batches(self, indices: Sequence[int], size: int) -> Iterator[tuple[Tensor, ...]]:
         """The inputs of these tiles in batches of ``size``, the last one as large as is left."""
@@ -72,9 +70,3 @@ def memory_budget(device: torch.device) -> int:
     free, _ = torch.cuda.mem_get_info(device)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # kept by torch for the next
     return int(CUDA_SHARE * (free + unused))
-
-
-def _finite(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    if not all(torch.isfinite(part).all() for part in inputs if part.is_floating_point()):
-        raise NonFiniteValuesError("features of a training tile are NaN or infinite; check the weights")
-    return inputs

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_ad.errors import CoresetSizeError, NonFiniteValuesError
+from edge_ad.errors import CoresetSizeError
 from edge_ad.methods.head_inputs import HeadInputs
 from edge_ad.methods.parts.backbone import DEFAULT_BACKBONE, Backbone
 from edge_ad.methods.parts.coreset import farthest_points, random_projection
@@ -236,8 +236,6 @@ class Patchcore(TileModel):
             inside = (chosen >= start) & (chosen < start + len(patches))
             bank[inside] = patches[chosen[inside] - start]
             start += len(patches)
-        if not torch.isfinite(bank).all():
-            raise NonFiniteValuesError("features of a training tile are NaN or infinite; check the weights")
         return self.head_from_state(bank_state(bank) | {"chosen": chosen})
 
     def _size(self, patches: int) -> int:

@@ -193,8 +193,6 @@ class Spade(TileModel):
         queries = torch.cat([features[-1].mean((2, 3)) for features in tiles])
         chosen = torch.arange(len(queries))
         if len(queries) > self.gallery:
-            if not torch.isfinite(queries).all():
-                raise NonFiniteValuesError("features of a training tile are NaN or infinite; check the weights")
             first = int(torch.randint(len(queries), (1,), generator=torch.Generator().manual_seed(seed)))
             chosen = farthest_points(queries, self.gallery, first, progress).cpu()
         return self._remember(tiles, chosen, by_map=self.map_score and tiles.locations != (WHOLE,))
@@ -215,5 +213,5 @@ class Spade(TileModel):
             centre = vectors.mean((0, 2))[:, None]
             state |= {f"centre_{index}": centre, f"gallery_{index}": (vectors - centre).half()}
         if not all(torch.isfinite(value).all() for value in state.values()):
-            raise NonFiniteValuesError("features of a training tile are NaN or infinite; check the weights")
+            raise NonFiniteValuesError("features of a training tile are beyond half precision; check the weights")
         return self.head_from_state(state)

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge_ad.errors import TooFewImagesError
+from edge_ad.errors import NonFiniteValuesError, TooFewImagesError
 from edge_ad.imaging import resize
 from edge_ad.methods.parts.full_float32 import full_float32
 from edge_ad.progress import Progress, no_progress
@@ -101,13 +101,20 @@ class TileStream:
         return tiles
 
     def head_inputs(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
-        """What the head is fed for these tiles, one tensor (n, ...) per input, in this order."""
+        """What the head is fed for these tiles, one tensor (n, ...) per input, in this order.
+
+        Raises:
+            NonFiniteValuesError: NaN or infinity in the features.
+        """
         if self.image_features is not None:
             features = self._windows(self.image_features, indices)
-            return (torch.from_numpy(self.cut(indices)), *features) if self.with_image else features
-        image = torch.from_numpy(self.cut(indices))
-        features = tuple(self.extract(image))
-        return (image, *features) if self.with_image else features
+            image = torch.from_numpy(self.cut(indices)) if self.with_image else None
+        else:
+            image = torch.from_numpy(self.cut(indices))
+            features = tuple(self.extract(image))
+        if not all(torch.isfinite(feature).all() for feature in features if feature.is_floating_point()):
+            raise NonFiniteValuesError("features of a training tile are NaN or infinite; check the weights")
+        return (image, *features) if self.with_image and image is not None else features
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """Batches of what the head is fed, in the order of the tiles' numbers."""

@@ -107,6 +107,15 @@ def open_detector(
 
     A graph is read into memory, compared with its hash and compiled from there; the next one is read meanwhile, and on
     a CPU several are compiled at once, but not under a memory budget.
+
+    Args:
+        manifest: that of ``path``, or the same with other thresholds or another merge.
+        device, precision, batch_size, threads, cache_dir, memory_budget: see `load`.
+
+    Raises:
+        MissingFileError, ChangedFileError, GraphFormatError, BundleError: of the graphs; see `read_graph`.
+        EngineMissingError, DeviceNotFoundError, UnsupportedPrecisionError, InferenceError, InputError: see `load`.
+        OutputWriteError: ``memory_budget`` is to keep heads in a folder that cannot be written.
     """
     roi = read_roi(path, manifest)
     cache_dir = _usable(cache_dir, is_needed=memory_budget is not None)

@@ -199,6 +199,8 @@ def _config(device: str, precision: ExecutionPrecision, threads: int | None, cac
         config["DEVICE_PROPERTIES"] = {"CPU": {"INFERENCE_PRECISION_HINT": str(ExecutionPrecision.F32)}}
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
+        # Else they stay on the first CPUs, and so do those of every other detector of this machine
+        config["ENABLE_CPU_PINNING"] = False
     if cache_dir is not None:
         config["CACHE_DIR"] = str(cache_dir)
     return config

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edge_ad.bundle.manifest import Fusion, Normalisation, NormalisationStage, Scale
 from edge_ad.evaluation.raw_values import RawValues, Summary, summary
-from edge_ad.evaluation.thresholds import ThresholdRule
+from edge_ad.evaluation.thresholds import DEFAULT_RULE, ThresholdRule
 from edge_ad.imaging import resize_mask
 from edge_ad.progress import Progress, no_progress
 from edge_ad.runtime.detector import Detector
@@ -25,7 +25,7 @@ def fit_normalisation(
     detector: Detector,
     images: NDArray[np.uint8],
     *,
-    rule: str = "sigma:3",
+    rule: str = DEFAULT_RULE,
     stage: NormalisationStage = NormalisationStage.IMAGE,
     progress: Progress = no_progress,
 ) -> Normalisation:

@@ -24,7 +24,7 @@ from edge_ad.errors import (
     RunMismatchError,
     TooFewImagesError,
 )
-from edge_ad.evaluation.thresholds import ThresholdRule
+from edge_ad.evaluation.thresholds import DEFAULT_RULE, ThresholdRule
 from edge_ad.imaging import PixelFormat
 from edge_ad.methods.tile_model import ImageFeatures, TileModel, TileStream, location_seed
 from edge_ad.progress import Progress, no_progress
@@ -91,7 +91,18 @@ def read_training_images(
 ) -> TrainingImages:
     """Decode the training part of ``dataset`` once, and split it.
 
-    A layout with normal validation images of its own (MVTec LOCO) has those held out instead of a draw.
+    Args:
+        dataset: its normal images are used: ``train``, and ``validation`` where the layout has some (MVTec LOCO), which
+            are held out then, instead of a draw from ``train``.
+        setup: of which images are decoded to the size.
+        root, layout, category: where the data set is, for the run's record.
+        seed, held_out: see `hold_out`.
+        pixel_format: how files are read.
+        roi: painted over outside of it.
+
+    Raises:
+        InputError, TooFewImagesError: see `hold_out`.
+        EmptyDataError, UnreadableImageError, OutputWriteError: see `open_cache`.
     """
 
     def cached(samples: tuple[Sample, ...]) -> CachedImages:
@@ -269,7 +280,7 @@ def train(
     *,
     seed: int,
     score_merge: ScoreMerge = ScoreMerge.MAX,
-    threshold_rule: str = "sigma:3",
+    threshold_rule: str = DEFAULT_RULE,
     stage: NormalisationStage = NormalisationStage.IMAGE,
     progress: Progress = no_progress,
 ) -> RunFolder:

@@ -17,9 +17,10 @@ import edge_ad
 from edge_ad.bundle.files import read_bundle
 from edge_ad.bundle.manifest import Format, NormalisationStage, Precision, Role, Scale
 from edge_ad.errors import AccuracyDropError, IncompleteRunError, OutputExistsError, OutputWriteError, ParityError
+from edge_ad.evaluation.evaluate import Predictions, predict
 from edge_ad.exporters import export
 from edge_ad.exporters.export import PARITY_IMAGES, ExportOptions, export_run
-from edge_ad.exporters.parity import TOLERANCES, RawOutputs, compare, raw_outputs
+from edge_ad.exporters.parity import TOLERANCES, compare
 from edge_ad.imaging import read_image
 from edge_ad.methods import create_model
 from edge_ad.methods.padim import REGULARISATION, SMOOTHING_SIGMA_PX
@@ -147,8 +148,8 @@ def test_verification_allows_twice_what_a_lesser_precision_moved(scores, toleran
 def test_golden_scores_may_not_round_over_the_threshold(tmp_path):
     """The plainest of either kind in every precision; each by what moved itself, and its way to the threshold."""
     probes, maps = scene(5, (16, 16)), np.zeros((5, 16, 16), np.float32)
-    exact = RawOutputs(np.array([0.6, 0.2, 0.1, 3.0, 1.9], np.float32), maps)
-    lesser = RawOutputs(np.array([0.6, 0.3, 0.7, 0.9, 1.4], np.float32), maps)
+    exact = Predictions(np.array([0.6, 0.2, 0.1, 3.0, 1.9], np.float32), maps, 0.0)
+    lesser = Predictions(np.array([0.6, 0.3, 0.7, 0.9, 1.4], np.float32), maps, 0.0)
     norm = replace(RAW, score=Scale(0.0, 1.0))
     normal, anomalous = export._golden(tmp_path, probes, [exact, lesser], 3, norm)
     assert (normal.raw_score, anomalous.raw_score) == (pytest.approx(0.2), pytest.approx(1.9))
@@ -158,8 +159,8 @@ def test_golden_scores_may_not_round_over_the_threshold(tmp_path):
 
 def test_a_golden_verdict_that_this_device_turns_is_told(tmp_path, caplog):
     probes, maps = scene(4, (16, 16)), np.zeros((4, 16, 16), np.float32)
-    exact = RawOutputs(np.array([0.9, 0.95, 3.0, 3.0], np.float32), maps)
-    lesser = RawOutputs(np.array([1.2, 1.3, 3.5, 3.5], np.float32), maps)
+    exact = Predictions(np.array([0.9, 0.95, 3.0, 3.0], np.float32), maps, 0.0)
+    lesser = Predictions(np.array([1.2, 1.3, 3.5, 3.5], np.float32), maps, 0.0)
     normal, _ = export._golden(tmp_path, probes, [exact, lesser], 2, replace(RAW, score=Scale(0.0, 1.0)))
     assert normal.score_tolerance == pytest.approx(0.3)  # as here, and no more
     (record,) = caplog.records
@@ -182,7 +183,7 @@ def on_a_device_of(default, monkeypatch):
 def test_a_default_of_f32_is_compared_once(trained, tmp_path, monkeypatch):
     on_a_device_of("f32", monkeypatch)
     ran = []
-    monkeypatch.setattr(export, "raw_outputs", lambda *given: ran.append(given) or raw_outputs(*given))
+    monkeypatch.setattr(export, "predict", lambda *given: ran.append(given) or predict(*given))
     manifest = export_run(*trained, tmp_path / "bundle", FP16)
     assert [parity.execution_precision for parity in manifest.parity] == ["f32"]
     assert len(ran) == 2  # torch, and the bundle in f32
@@ -447,8 +448,10 @@ def test_accuracy_on_planted_defects_is_gated(trained, tmp_path, monkeypatch):
     maps = np.zeros((PARITY_IMAGES, *SETUP.image_size), np.float32)
 
     def gated(of_run, of_bundle, accuracy_drop):
-        found = iter([RawOutputs(of_run, maps), *[RawOutputs(of_bundle, maps)] * 2])  # torch, f32, default precision
-        monkeypatch.setattr(export, "raw_outputs", lambda detector, probes: next(found))
+        found = iter(
+            [Predictions(of_run, maps, 0.0), *[Predictions(of_bundle, maps, 0.0)] * 2]
+        )  # torch, f32, default precision
+        monkeypatch.setattr(export, "predict", lambda detector, probes: next(found))
         export_run(*trained, tmp_path / "bundle", replace(FP16, accuracy_drop=accuracy_drop, overwrite=True))
 
     with pytest.raises(AccuracyDropError, match=r"falls from 1\.0000 to 0\.9818, more than --accuracy-drop 0\.018$"):

@@ -14,14 +14,13 @@ from tiny_run import scene
 
 from edge_ad.bundle.manifest import Parity, Precision, Scale
 from edge_ad.errors import AccuracyDropError, ParityError
+from edge_ad.evaluation.evaluate import Predictions, predict
 from edge_ad.exporters.parity import (
-    RawOutputs,
     check_accuracy,
     check_parity,
     compare,
     plant_defects,
     rank_correlation,
-    raw_outputs,
 )
 from edge_ad.training.run_detector import RAW
 
@@ -30,7 +29,7 @@ SCALES = (Scale(0.0, 5.0), Scale(0.0, 5.0))
 
 def outputs(scores, maps=None):
     scores = np.array(scores, np.float32)
-    return RawOutputs(scores, np.zeros((len(scores), 2, 3), np.float32) if maps is None else maps)
+    return Predictions(scores, np.zeros((len(scores), 2, 3), np.float32) if maps is None else maps, 0.0)
 
 
 def test_by_hand():
@@ -94,8 +93,8 @@ def test_rounding_does_not_swap_near_ties():
     """Two scores change places by a hundred-thousandth of the range, as an engine's sums may have it, or by more."""
     maps, scale = np.zeros((4, 2, 2), np.float32), Scale(0, 1)
     for shift, expected in ((1e-5, 1.0), (1e-3, 0.8)):
-        reference = RawOutputs(np.array([0, 0.5, 0.5 + shift / 2, 1], np.float32), maps)
-        exported = RawOutputs(np.array([0, 0.5 + shift / 2, 0.5, 1], np.float32), maps)
+        reference = Predictions(np.array([0, 0.5, 0.5 + shift / 2, 1], np.float32), maps, 0.0)
+        exported = Predictions(np.array([0, 0.5 + shift / 2, 0.5, 1], np.float32), maps, 0.0)
         parity = compare(reference, exported, (scale, scale), execution_precision="f32", device="CPU")
         assert parity.score_rank_correlation == pytest.approx(expected)
 
@@ -188,11 +187,11 @@ def test_a_planted_defect_is_darker_or_brighter():
     assert values == {50, 100, 160}
 
 
-def test_raw_outputs_are_the_detectors():
+def test_predictions_are_the_detectors():
     manifest = tiny_manifest(normalisation=RAW)
     images = np.stack([some_image(manifest.setup, seed) for seed in range(3)])
     with fake_detector(manifest) as detector:
-        got = raw_outputs(detector, images)
+        got = predict(detector, images)
         one_by_one = [detector.raw(image[None]) for image in images]
     assert got.scores.tolist() == [float(raw.scores[0]) for raw in one_by_one]
     assert np.array_equal(got.maps, np.stack([raw.maps[0] for raw in one_by_one]))

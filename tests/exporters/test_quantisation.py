@@ -14,11 +14,11 @@ from edge_ad.bundle.manifest import Format
 from edge_ad.exporters.export import WRITERS
 from edge_ad.exporters.quantisation import calibration_tiles, quantise, quantise_head
 from edge_ad.exporters.sensitive import copying_convolutions, sensitive_convolutions
-from edge_ad.exporters.telemetry import no_telemetry
 from edge_ad.methods import create_model
 from edge_ad.methods.tile_model import TileStream
 from edge_ad.runtime.session import ExecutionPrecision
 from edge_ad.runtime.sessions import open_session
+from edge_ad.runtime.telemetry import no_telemetry
 from edge_ad.tiling import TileGrid
 from edge_ad.training.torch_graph import head_graph, shared_graph
 

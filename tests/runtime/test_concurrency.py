@@ -133,9 +133,9 @@ if __name__ == "__main__":
     detector = edge_ad.load(bundle, precision="f32")
     expected = detector(image, color="rgb").raw_score
     fork, spawn = (multiprocessing.get_context(how) for how in ("fork", "spawn"))
-    detector._turn.take()  # as a thread in the midst of a call has it
+    detector.runner._turn.take()  # as a thread in the midst of a call has it
     message = ask(fork, lambda results: use(detector, results))
-    detector._turn.leave()
+    detector.runner._turn.leave()
     assert message.startswith("this detector was loaded before the process was forked"), message
     stream = detector.stream(itertools.repeat(image), color="rgb")
     assert next(stream).raw_score == expected

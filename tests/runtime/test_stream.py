@@ -457,7 +457,7 @@ def test_closing_a_detector_leaves_a_hung_engine_behind(
 ) -> None:
     """The stall's own error gets out of the ``with`` block."""
     monkeypatch.setattr(background, "_JOIN_TIMEOUT_S", 0.1)
-    monkeypatch.setattr("edge_ad.runtime.detector.CLOSE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("edge_ad.runtime.tile_runner.CLOSE_TIMEOUT_S", 0.1)
     released = threading.Event()
 
     def inspect() -> None:
