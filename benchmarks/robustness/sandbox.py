@@ -20,7 +20,6 @@ from enum import StrEnum
 
 from edge_ad.errors import EdgeAdError
 
-
 _M_ARENA_MAX = -8  # malloc.h
 
 
