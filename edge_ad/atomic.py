@@ -55,13 +55,19 @@ def write_file(path: Path, write: Callable[[Path], object], *, durable: bool = T
     path = Path(path)
     with writing(path):
         make_folder(path.parent)
-        with _temporary_file(path) as temporary:
-            write(temporary)
-            if durable:
-                _flush(temporary)
-            temporary.replace(path)
-            if durable:
-                _flush(path.parent)
+        # The suffix stays at the end: cv2.imwrite and others choose the format by it. A stem may be as long as names go
+        temporary = path.with_name(f".{secrets.token_hex(4)}{_STAGE}{path.suffix}")
+        with _locked(path.parent, shared=True):  # not the file itself: some writers replace it
+            try:
+                write(temporary)
+                if durable:
+                    _flush(temporary)
+                temporary.replace(path)
+                if durable:
+                    _flush(path.parent)
+            finally:
+                with suppress(OSError):  # where nothing could be written there is nothing to remove
+                    temporary.unlink()
 
 
 def check_writable(path: Path) -> None:
@@ -118,7 +124,7 @@ def staged_folder(path: Path, *, replaces: str | None = None) -> Iterator[Path]:
             _recover(path)
             _check_replaceable(path, replaces)
             stage = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_STAGE, dir=path.parent))
-            lock = _lock(stage)
+            lock = _lock(stage, shared=True)  # files are written into it
     try:
         with writing(path):
             yield stage
@@ -142,12 +148,15 @@ def staged_folder(path: Path, *, replaces: str | None = None) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed `write_file` has left anywhere below ``folder``, where there are locks (Linux, macOS)."""
+    """Remove what a killed `write_file` has left anywhere below ``folder``, where there are locks (Linux, macOS).
+
+    Not from folders in which anybody writes at the moment: what is there stays until the next time.
+    """
     for file in Path(folder).rglob(f".*{_STAGE}*"):
         if _PART.fullmatch(file.name) and file.is_file():
-            with suppress(OSError), _try_lock(file) as is_free:  # what cannot be removed does no harm
+            with suppress(OSError), _try_lock(file.parent) as is_free:  # what cannot be removed does no harm
                 if is_free:
-                    file.unlink()
+                    file.unlink(missing_ok=True)
 
 
 def try_folder(path: Path) -> None:
@@ -203,42 +212,26 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(one))
 
 
-@contextmanager
-def _temporary_file(path: Path) -> Iterator[Path]:
-    """A new file beside ``path``, locked and in the end removed, unless it was renamed."""
-    lock = None
-    while True:
-        # The suffix stays at the end: cv2.imwrite and others choose the format by it. A stem may be as long as names go
-        temporary = path.with_name(f".{secrets.token_hex(4)}{_STAGE}{path.suffix}")
-        temporary.touch(exist_ok=False)
-        with suppress(FileNotFoundError):
-            lock = _lock(temporary)
-            if lock is None or os.fstat(lock).st_nlink:
-                break
-            os.close(lock)  # `remove_leftovers` had it first
-    try:
-        yield temporary
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-        if lock is not None:
-            os.close(lock)
+def _lock(folder: Path, *, shared: bool = False) -> int | None:
+    """A handle that keeps ``folder`` locked until it is closed or its process ends; None where that cannot be.
 
-
-def _lock(path: Path) -> int | None:
-    """A handle that keeps ``path`` locked until it is closed or its process ends; None where there are no locks."""
+    Several may have a ``shared`` one at a time, while nobody has one that is not.
+    """
     if not _HAS_LOCKS:
         return None
-    handle = os.open(path, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # it may be written to, but not read
+        return None
     with suppress(OSError):  # some network filesystems have none
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     return handle
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time, in here."""
-    handle = _lock(folder)
+def _locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """See `_lock`."""
+    handle = _lock(folder, shared=shared)
     try:
         yield
     finally:
@@ -248,7 +241,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _try_lock(path: Path) -> Iterator[bool]:
-    """Whether nobody had locked ``path``, which is locked now; False where that cannot be known."""
+    """Whether nobody had locked the folder ``path``, which is locked now; False where that cannot be known."""
     if not _HAS_LOCKS:
         yield False
         return

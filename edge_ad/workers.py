@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 Found = TypeVar("Found")
 
@@ -29,12 +30,16 @@ class _UnderWay:
         self._blocks = 0
         self._is_over = False
 
-    def begin(self) -> None:
+    def begin(self, *, for_another: bool = False) -> None:
+        """Raise `SystemExit`, which ends a thread without a word, where the program ends.
+
+        The main thread's blocks begin even so, and those that another block, which is waited for, may wait for.
+        """
         with self._changed:
-            begins = not self._is_over or threading.current_thread() is threading.main_thread()
-            self._blocks += begins
-        if not begins:
-            threading.Event().wait()  # for ever: the process ends meanwhile
+            goes_on = not self._is_over or threading.current_thread() is threading.main_thread()
+            if not goes_on and not (for_another and self._blocks):
+                raise SystemExit
+            self._blocks += 1
 
     def end(self) -> None:
         with self._changed:
@@ -62,7 +67,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def under_way() -> Iterator[None]:
-    """`finish` waits for this block."""
+    """`finish` waits for this block. Raises `SystemExit` where the program has come to that already."""
     blocks = _under_way
     blocks.begin()
     try:
@@ -76,8 +81,29 @@ def finish() -> None:
     _under_way.finish()
 
 
+class _Task(NamedTuple):
+    """What a worker is to do; counted among the blocks until it is done or cancelled."""
+
+    future: Future[Any]
+    work: Callable[[], Any]
+    blocks: _UnderWay
+
+    def run(self) -> None:
+        try:
+            if self.future.set_running_or_notify_cancel():
+                self.future.set_result(self.work())
+        except BaseException as error:  # noqa: BLE001 - raised again to whom asks for the result
+            self.future.set_exception(error)
+        finally:
+            self.blocks.end()
+
+    def drop(self) -> None:
+        self.future.cancel()
+        self.blocks.end()
+
+
 class Workers:
-    """Up to ``count`` daemon threads that do what `submit` is given, in that order.
+    """Up to ``count`` daemon threads that do what `submit` is given, in that order. They end with this object too.
 
     Args:
         count: of threads; they are started as they are needed.
@@ -88,21 +114,33 @@ class Workers:
         self._count = count
         self._name = name
         self._lock = threading.Lock()
-        self._waiting: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._closed = False
         self._threads: list[threading.Thread] = []
 
     def submit(self, work: Callable[[], Found]) -> Future[Found]:
-        """``work`` done by a thread: its result, or what it raised. Raises `RuntimeError` once closed."""
+        """``work`` done by a thread: its result, or what it raised.
+
+        Raises:
+            RuntimeError: this is closed, or the system gives no thread.
+            SystemExit: the program ends, see `under_way`.
+        """
         future: Future[Found] = Future()
         with self._lock:
             if self._closed:
                 raise RuntimeError(f"{self._name}: closed")
-            self._waiting.put((future, work))
+            _under_way.begin(for_another=True)
+            task = _Task(future, work, _under_way)
+            self._tasks.put(task)  # before a thread starts, which counts as idle where it finds nothing
             if not self._idle.acquire(blocking=False) and len(self._threads) < self._count:
-                self._threads.append(threading.Thread(target=self._work, name=self._name, daemon=True))
-                self._threads[-1].start()
+                try:
+                    self._start()
+                except RuntimeError:
+                    if not self._threads:  # else those will do
+                        self._tasks.get_nowait()
+                        task.drop()
+                        raise
         return future
 
     def close(self) -> None:
@@ -110,10 +148,10 @@ class Workers:
         with self._lock:
             self._closed = True
             with suppress(Empty):
-                while taken := self._waiting.get_nowait():
-                    taken[0].cancel()
+                while task := self._tasks.get_nowait():
+                    task.drop()
             for _ in self._threads:
-                self._waiting.put(None)
+                self._tasks.put(None)
         for thread in self._threads:
             thread.join()
 
@@ -125,20 +163,21 @@ class Workers:
     ) -> None:
         self.close()
 
-    def _work(self) -> None:
-        while taken := self._take():
-            future, work = taken
-            if future.set_running_or_notify_cancel():
-                with under_way():
-                    try:
-                        future.set_result(work())
-                    except BaseException as error:  # noqa: BLE001 - raised again to whom asks for the result
-                        future.set_exception(error)
-            del taken, future, work  # while it waits for more
+    def _start(self) -> None:
+        thread = threading.Thread(target=_work, args=(self._tasks, self._idle), name=self._name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+        weakref.finalize(self, self._tasks.put, None).atexit = False  # for who lets go of it without `close`
 
-    def _take(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+
+def _work(tasks: SimpleQueue[_Task | None], idle: threading.Semaphore) -> None:
+    while True:
         try:
-            return self._waiting.get_nowait()
+            task = tasks.get_nowait()
         except Empty:
-            self._idle.release()
-            return self._waiting.get()
+            idle.release()
+            task = tasks.get()
+        if task is None:
+            return
+        task.run()
+        del task  # while it waits for more

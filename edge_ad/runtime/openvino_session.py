@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ with no_telemetry():
 
 ENGINE = "OpenVINO"
 _PRECISIONS = {"FP32": "f32", "BF16": "bf16", "FP16": "f16"}  # OpenVINO's capability names
-_CACHE_LOCK = Lock()
+_CACHE_LOCK = RLock()  # a signal's handler may fork, or load, while its thread compiles
 if hasattr(os, "register_at_fork"):  # a child is not to find it taken, nor another locale
     os.register_at_fork(
         before=_CACHE_LOCK.acquire, after_in_parent=_CACHE_LOCK.release, after_in_child=_CACHE_LOCK.release

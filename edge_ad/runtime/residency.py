@@ -156,9 +156,11 @@ def open_together(openers: Sequence[Opener], at_once: int) -> list[Session]:
     """
     first, *others = openers
     opened = first(False)
+    opening: list[Future[Session]] = []
     with Workers(at_once, "edge-ad-open") as threads:
-        opening = [threads.submit(partial(opener, False)) for opener in others]
         try:
+            for opener in others:
+                opening.append(threads.submit(partial(opener, False)))  # noqa: PERF401 - of those before one that fails
             return [opened, *(future.result() for future in opening)]
         except BaseException:
             threads.close()

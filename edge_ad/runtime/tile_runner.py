@@ -99,15 +99,17 @@ class TileRunner:
             )
         if self._turn.is_mine:
             raise InferenceError(
-                "this detector is in the midst of a call, which a signal's handler interrupts to call it"
+                "this thread is in a call of this detector already; a signal's handler cannot begin another one"
             )
         self._turn.take()
         try:
-            yield
+            try:
+                yield
+            finally:
+                self._turn.leave()
         finally:
-            if self.is_closed.is_set():  # by a signal's handler in this thread, or by another one, which waits
-                self._close_sessions()
-            self._turn.leave()
+            if self.is_closed.is_set():  # meanwhile, by a signal's handler in this thread
+                self.close()
 
     def check_images(self, images: NDArray[np.uint8]) -> None:
         """Raise `FrameError` unless ``images`` are uint8 (B, H, W, 3) of a size and a number that can be run."""
@@ -248,7 +250,7 @@ class _Turn:
     """Whose turn it is to use the sessions: one thread's at a time, which is known."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may come between it and the next line
         self._thread: int | None = None
 
     @property

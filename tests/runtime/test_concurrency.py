@@ -179,11 +179,14 @@ def test_no_pickle(tiny_bundle: Write) -> None:
 
 
 DAEMON = """
-import sys, threading, time
+import atexit, sys, threading, time
 import edge_ad
+from edge_ad import workers
 from edge_ad.imaging import read_image
+from edge_ad.runtime.detector import _end
 
-detector = edge_ad.load(sys.argv[1], threads=1)
+budget = sys.argv[2] if sys.argv[2:] else None
+detector = edge_ad.load(sys.argv[1], threads=1, memory_budget=budget)
 image = read_image(sys.argv[1] + "/golden/anomalous.png")
 calls = []
 
@@ -196,6 +199,10 @@ for _ in range(2):
     threading.Thread(target=inspect, daemon=True).start()
 while len(calls) < 20:
     time.sleep(0.005)
+left = lambda: workers._under_way._blocks
+atexit.unregister(_end)
+_end()
+print("some" if left() else "none", "left behind")
 """
 
 
@@ -203,11 +210,15 @@ while len(calls) < 20:
 def test_a_program_ends_while_a_daemon_thread_inspects(tiny_bundle: Write, graph_format: Format) -> None:
     """Python stops such a thread inside of the engine, which aborted the process (11 of 12 times)."""
     bundle = tiny_bundle(graph_format=graph_format)
-    for _ in range(3):
+    for budget in ((), (), ("100KB",)):
         ended = subprocess.run(
-            [sys.executable, "-c", DAEMON, str(bundle)], capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-c", DAEMON, str(bundle), *budget],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
-        assert (ended.returncode, ended.stderr) == (0, "")
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "none left behind\n", "")
 
 
 ONLY_THREADS = """

@@ -401,7 +401,9 @@ def test_closed_by_a_signals_handler_in_the_midst_of_a_call() -> None:
 
     head.run = interrupted  # type: ignore[method-assign]
     np.testing.assert_array_equal(detector(image, color="rgb").raw_map, expected.raw_map)
-    assert messages == ["this detector is in the midst of a call, which a signal's handler interrupts to call it"]
+    assert messages == [
+        "this thread is in a call of this detector already; a signal's handler cannot begin another one"
+    ]
     assert all(session.closed for session in detector.sessions if isinstance(session, FakeSession))
     with pytest.raises(InferenceError, match="this detector is closed"):
         detector(image, color="rgb")

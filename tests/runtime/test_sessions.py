@@ -394,7 +394,8 @@ def test_a_changed_cache_changes_no_running_session(tmp_path: Path) -> None:
         with blob.open("r+b") as file:
             file.write(b"\xff" * blob.stat().st_size)
     assert [score(session) for session in sessions] == [expected] * 2
-    assert "/cache/" not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    if (maps := Path("/proc/self/maps")).exists():
+        assert str(tmp_path) not in maps.read_text(encoding="utf-8")
 
 
 def test_graphs_that_cannot_be_read(tmp_path: Path) -> None:
