@@ -135,6 +135,15 @@ def test_f1_needs_defects(run, bundle: Path, good: Path, bad: Path, tmp_path: Pa
     assert scale.threshold == pytest.approx((highest + tile_scores(some_image(SETUP)).mean()) / 2, rel=1e-5)
 
 
+def test_too_few_good_images_are_told_before_any_is_inspected(
+    run, bundle: Path, good: Path, bad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("edge_ad.evaluation.operating_point.summarise_files", lambda *_: pytest.fail("inspected"))
+    images = ("--good", good, "--bad", bad, "--rule", "quantile:0.99")
+    code, _, err = run("threshold", bundle, *images, "-o", tmp_path / "new")
+    assert (code, "needs at least 100" in err) == (2, True)
+
+
 def test_another_merge_scores_the_golden_images_anew(run, bundle: Path, good: Path, tmp_path: Path):
     output, old = tmp_path / "new", read_bundle(bundle).manifest
     strict = tuple(replace(golden, score_tolerance=1e-9) for golden in old.golden)  # of the old merge
