@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from concurrent.futures import CancelledError, Future
+from contextlib import closing
 
 import pytest
 
@@ -22,7 +23,7 @@ def test_work_is_done_in_order_by_a_few_threads(count):
         time.sleep(0.002)
         return number * number
 
-    with Workers(count, "edge-ad-test") as workers:
+    with closing(Workers(count, "edge-ad-test")) as workers:
         futures = [workers.submit(lambda number=number: work(number)) for number in range(20)]
         assert [future.result() for future in futures] == [number * number for number in range(20)]
     assert len(by) <= count
@@ -32,7 +33,7 @@ def test_work_is_done_in_order_by_a_few_threads(count):
 
 
 def test_idle_threads_are_used_before_new_ones_begin():
-    with Workers(3, "edge-ad-test") as workers:
+    with closing(Workers(3, "edge-ad-test")) as workers:
         for _ in range(5):
             (thread,) = {workers.submit(threading.current_thread).result()}
             while not workers._idle._value:
@@ -45,7 +46,7 @@ def test_an_error_is_its_own_results_alone():
     def fail():
         raise SystemExit("no")
 
-    with Workers(1, "edge-ad-test") as workers:
+    with closing(Workers(1, "edge-ad-test")) as workers:
         failing, fine = workers.submit(fail), workers.submit(lambda: 3)
         with pytest.raises(SystemExit, match="no"):
             failing.result()
@@ -90,7 +91,7 @@ def test_a_thread_that_cannot_be_started_is_told(monkeypatch):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    with Workers(1, "edge-ad-test") as workers, pytest.raises(RuntimeError, match="can't start new thread"):
+    with closing(Workers(1, "edge-ad-test")) as workers, pytest.raises(RuntimeError, match="can't start new thread"):
         workers.submit(gc.collect)
     assert not workers._threads
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -224,7 +224,7 @@ def check_unchanged(root: Path, entries: Iterable[FileEntry]) -> None:
     def check(entry: FileEntry) -> None:
         _check_sum(root, entry, sha256_file(root / entry.path))
 
-    with Workers(HASHING_THREADS, "edge-ad-hashing") as threads:
+    with closing(Workers(HASHING_THREADS, "edge-ad-hashing")) as threads:
         for checked in [threads.submit(partial(check, entry)) for entry in entries]:
             checked.result()
 

@@ -6,8 +6,6 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
-from typing import Self
 
 from edge_ad.bundle.files import read_graph
 from edge_ad.bundle.graph_files import GraphFiles
@@ -49,11 +47,3 @@ class GraphReader:
             thread, self._thread, self._ahead = self._thread, None, None
         if thread:
             thread.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

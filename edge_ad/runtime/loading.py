@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -152,7 +152,7 @@ def open_detector(
         return opened
 
     takers = [] if memory_budget is None else turn_takers(manifest.shared, manifest.heads, parse_bytes(memory_budget))
-    with reader, ExitStack() as opened:  # closes what was opened where a later graph cannot be
+    with closing(reader), ExitStack() as opened:  # closes what was opened where a later graph cannot be
         shared = session(manifest.shared) if manifest.shared else None
         if shared:
             opened.callback(shared.close)

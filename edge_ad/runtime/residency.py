@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -157,7 +158,7 @@ def open_together(openers: Sequence[Opener], at_once: int) -> list[Session]:
     first, *others = openers
     opened = first(False)
     opening: list[Future[Session]] = []
-    with Workers(at_once, "edge-ad-open") as threads:
+    with closing(Workers(at_once, "edge-ad-open")) as threads:
         try:
             for opener in others:
                 opening.append(threads.submit(partial(opener, False)))  # noqa: PERF401 - of those before one that fails

@@ -48,15 +48,6 @@ done.set()
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinities here")
-def test_threads_that_were_there_already_move_too() -> None:
-    """Pools of torch and numpy start when these are imported: before a worker of an experiment is told its CPUs."""
-    told = subprocess.run([sys.executable, "-c", STAY], check=True, capture_output=True, text=True).stdout.split()
-    if int(told[1]) == 1:
-        pytest.skip("one CPU is all there is")
-    assert told[0] == "True"
-
-
 PINNED = """
 import os, threading
 from edge_ad.runtime.processor import usable_cpus
@@ -73,8 +64,12 @@ thread.join()
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinities here")
-def test_a_pinned_thread_does_not_count_for_the_process() -> None:
-    told = subprocess.run([sys.executable, "-c", PINNED], check=True, capture_output=True, text=True).stdout.split()
+@pytest.mark.parametrize("script", [STAY, PINNED], ids=["moved", "pinned by itself"])
+def test_affinities_are_the_whole_processs(script: str) -> None:
+    """Threads that were there already move too, for pools of torch and numpy start when these are imported: before a
+    worker of an experiment is told its CPUs. One that a program has pinned does not count for the process.
+    """
+    told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
     if int(told[1]) == 1:
         pytest.skip("one CPU is all there is")
     assert told[0] == "True"
